@@ -1,0 +1,43 @@
+# One virtual environment serves every target; it is made again when pyproject.toml changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := torch==2.13.0
+
+.PHONY: demo test setup lint bench bench-recall sample clean
+
+demo: setup
+	$(BIN)/axn demo --out runs/demo
+
+test: setup lint
+	@echo "== unit tests"
+	$(BIN)/python -m pytest -m "not cluster and not gpu"
+	@echo "== tests on a cluster of several nodes"
+	$(BIN)/python -m pytest -m "cluster and not gpu"
+
+lint: setup
+	@echo "== ruff and mypy"
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@echo "== installing into $(VENV) (about two minutes the first time)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "axn-ray needs Python 3.11 or newer; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[cpu,sample,dev]"
+	@touch $(READY)
+
+# Benchmarks run with numpy's own choice of kernels.
+BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
+
+bench: bench-recall
+
+bench-recall: setup
+	$(BENCH) tests.benchmarks.recall
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

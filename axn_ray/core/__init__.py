@@ -1,0 +1,1 @@
+"""The method itself, on one machine: no module in this package imports Ray."""

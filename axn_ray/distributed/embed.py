@@ -1,0 +1,119 @@
+"""Embeds items and queries with a dual-encoder on Ray Data and freezes them as an `embeddings` artifact."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from axn_ray import sample
+from axn_ray.core.artifact import Manifest, new_artifact
+from axn_ray.core.corpus import read_items, read_queries
+from axn_ray.core.dual_encoder import DualEncoder, FloatArray
+from axn_ray.core.embedded_corpus import (
+    EmbeddedCorpus,
+    assign_splits,
+    choose_queries,
+    load_embedded_corpus,
+    read_splits,
+    save_embedded_corpus,
+)
+from axn_ray.core.models import MINILM, Dtype
+from axn_ray.distributed.cluster import split_evenly
+from axn_ray.distributed.progress import track
+
+logger = logging.getLogger(__name__)
+
+
+class EmbedConfig(BaseModel):
+    """Which corpus, which of its queries, and which dual-encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: Path = Field(sample.ITEMS, description="items: Parquet, JSONL or TSV with item_id, text[, title, world]")
+    queries: Path = Field(sample.QUERIES, description="queries: Parquet, JSONL or TSV with query_id, text[, item_id, split]")
+    world: list[str] = Field([], description="keep only these worlds (`verb` takes in `verb.motion`)")
+    train_queries: int | None = Field(None, ge=1, description="train queries to draw; default: all of them")
+    dev_queries: int = Field(50, ge=0, description="held out for choices, where the file has no split column")
+    test_queries: int = Field(100, ge=1, description="held out for the test, where the file has no split column")
+    dual_encoder: str = Field(MINILM, description="Hugging Face id or local folder")
+    dtype: Dtype = "auto"
+    workers: int = Field(2, ge=1, description="processes that hold the dual-encoder")
+    seed: int = 0
+
+
+class _EmbedActor:
+    """One dual-encoder in one process; embeds a range of texts at a time."""
+
+    def __init__(self, name: str, dtype: Dtype, side: str, texts: list[Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        model = DualEncoder(name, dtype)
+        self._embed = model.embed_items if side == "items" else model.embed_queries
+        self._texts: Sequence[str] = ray.get(texts[0])
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = range(int(batch["start"][0]), int(batch["stop"][0]))
+        embeddings = self._embed([self._texts[r] for r in rows])
+        return {"row": np.arange(rows.start, rows.stop), "embedding": embeddings}
+
+
+def embed_texts(
+    texts: Sequence[str], name: str, dtype: Dtype, side: str, workers: int, shard_rows: int = 1024, threads: int = 1
+) -> FloatArray:
+    """Texts (n) -> (n, dim) float32, in order; `side` is `items` or `queries`; `workers` processes share the work."""
+    ranges = split_evenly(len(texts), shard_rows)
+    shards = ray.data.from_items([{"start": r.start, "stop": r.stop} for r in ranges], override_num_blocks=len(ranges))
+    embedded = shards.map_batches(
+        _EmbedActor,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
+        num_gpus=1 if torch.cuda.is_available() else 0,
+        fn_constructor_kwargs={
+            "name": name,
+            "dtype": dtype,
+            "side": side,
+            "texts": [ray.put(list(texts))],  # in a list, so that Ray hands over the reference and not the value
+            "threads": threads,
+        },
+    )
+    parts: dict[int, FloatArray] = {}
+    batches = embedded.iter_batches(batch_size=None, batch_format="numpy")
+    for batch in track(batches, total=len(texts), description=f"embed {side}", size=lambda b: len(b["row"])):
+        parts[int(batch["row"][0])] = batch["embedding"]
+    return np.concatenate([parts[start] for start in sorted(parts)]).astype(np.float32)
+
+
+def embed(config: EmbedConfig, out: Path) -> EmbeddedCorpus:
+    """Write the `embeddings` artifact `out`.
+
+    Raises:
+        InputError: see `read_items`, `read_queries`, `choose_queries`.
+        ModelError: the dual-encoder cannot be loaded.
+    """
+    items = read_items(config.items, config.world)
+    queries = read_queries(config.queries, config.world)
+    splits = read_splits(config.queries, queries) or assign_splits(queries, config.dev_queries, config.test_queries)
+    kept = choose_queries(splits, config.train_queries, np.random.default_rng(config.seed))
+    queries = queries.take(kept)
+    manifest = Manifest(
+        kind="embeddings",
+        config=config.model_dump(mode="json"),
+        counts={"items": len(items), "queries": len(queries)},
+        made_from={"items": items.fingerprint, "queries": queries.fingerprint},
+    )
+    with new_artifact(out, manifest) as folder:
+        corpus = EmbeddedCorpus(
+            items=items,
+            queries=queries,
+            splits=tuple(splits[row] for row in kept),
+            item_embeddings=embed_texts(items.full_texts, config.dual_encoder, config.dtype, "items", config.workers),
+            query_embeddings=embed_texts(queries.texts, config.dual_encoder, config.dtype, "queries", config.workers),
+            dual_encoder=config.dual_encoder,
+        )
+        save_embedded_corpus(folder, corpus)
+    logger.info("embedded %d items and %d queries into %s", len(items), len(queries), out)
+    return load_embedded_corpus(out)

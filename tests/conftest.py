@@ -1,0 +1,28 @@
+"""One Ray session for all tests of a process; the environment is set before Ray is imported."""
+
+import os
+
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    RAY_memory_usage_threshold="0.98",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+)
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A local Ray with 8 logical CPUs."""
+    import ray
+
+    ray.init(
+        num_cpus=8, include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False, logging_level="error"
+    )
+    yield
+    ray.shutdown()
