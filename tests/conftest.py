@@ -26,3 +26,29 @@ def ray_session():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_cross_encoder(tmp_path_factory):
+    """Folder of a two-layer BERT with one logit, random weights and the real MiniLM vocabulary."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    from axn_ray.core.models import MINILM, locate_model
+
+    folder = tmp_path_factory.mktemp("tiny_cross_encoder")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.3,
+        num_labels=1,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(locate_model(MINILM))
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(folder)
+    return folder

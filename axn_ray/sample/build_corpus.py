@@ -169,7 +169,7 @@ def build(wordnet: Path) -> tuple[pa.Table, pa.Table]:
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """zstd Parquet, written aside and renamed."""
+    """Write zstd Parquet, first written aside and renamed."""
     aside = path.with_suffix(".tmp")
     pa.parquet.write_table(table, aside, compression="zstd", compression_level=19, row_group_size=1 << 20)
     aside.replace(path)

@@ -1,0 +1,84 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from axn_ray.core.corpus import Items, read_items, read_queries
+from axn_ray.errors import InputError
+
+
+@pytest.fixture
+def items_file(tmp_path):
+    path = tmp_path / "items.parquet"
+    columns = {"item_id": ["a", "b", "c"], "title": ["A", "", None], "text": ["x", "y", "z"]}
+    pq.write_table(pa.table({**columns, "world": ["verb.motion", "verb", "verbose"]}), path)
+    return path
+
+
+def test_reads_parquet_with_titles_and_worlds(items_file):
+    items = read_items(items_file)
+    assert items.full_texts == ["A: x", "y", "z"]
+    assert read_items(items_file, ["verb"]).ids == ("a", "b")
+    assert read_items(items_file, ["verbose", "verb.motion"]).ids == ("a", "c")
+
+
+def test_reads_jsonl_and_tsv_like_parquet(items_file, tmp_path):
+    rows = [{"item_id": "a", "title": "A", "text": "x"}, {"item_id": "b", "text": 'say "y'}]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "items.tsv").write_text('item_id\ttitle\ttext\na\tA\tx\nb\t\tsay "y\n')
+    jsonl, tsv = read_items(tmp_path / "items.jsonl"), read_items(tmp_path / "items.tsv")
+    assert jsonl.full_texts == tsv.full_texts == ["A: x", 'say "y']
+    assert jsonl.fingerprint == tsv.fingerprint != read_items(items_file).fingerprint
+
+
+def test_numeric_ids_become_strings(tmp_path):
+    (tmp_path / "q.tsv").write_text("query_id\ttext\n7\tseven\n")
+    assert read_queries(tmp_path / "q.tsv").ids == ("7",)
+
+
+def test_queries_by_split_and_labels(tmp_path):
+    path = tmp_path / "q.parquet"
+    pq.write_table(pa.table({"query_id": ["1", "2"], "text": ["p", "q"], "item_id": ["a", "b"], "split": ["train", "test"]}), path)
+    queries = read_queries(path, split="test")
+    assert (queries.ids, queries.labels) == (("2",), ("b",))
+    with pytest.raises(InputError, match="no queries in the split 'dev'"):
+        read_queries(path, split="dev")
+
+
+def test_duplicate_ids_are_named():
+    with pytest.raises(InputError, match="id 'a' stands in rows 0 and 2"):
+        Items(("a", "b", "a"), ("", "", ""), ("x", "y", "z"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("item_id\ttext\n", "holds no items"),
+        ("item_id\ttext\na\t\n", "text of row 0 is empty"),
+        ("id\ttext\na\tx\n", "has no column 'item_id'"),
+        ("item_id\ttext\na\tx\ty\n", "cannot be read as tsv"),
+    ],
+)
+def test_bad_files_are_refused_with_the_reason(tmp_path, content, message):
+    path = tmp_path / "items.tsv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_items(path)
+
+
+def test_truncated_parquet_missing_file_and_foreign_ending(items_file, tmp_path):
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(items_file.read_bytes()[:-20])
+    with pytest.raises(InputError, match="may be truncated"):
+        read_items(cut)
+    with pytest.raises(InputError, match="does not exist"):
+        read_items(tmp_path / "none.parquet")
+    (tmp_path / "items.csv").write_text("x")
+    with pytest.raises(InputError, match="ends in '.csv'"):
+        read_items(tmp_path / "items.csv")
+
+
+def test_unknown_world_names_the_known_ones(items_file):
+    with pytest.raises(InputError, match="no rows in the worlds noun; it has verb"):
+        read_items(items_file, ["noun"])

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from axn_ray.core import index
+from axn_ray.core.index import order_by_score, top_k
+from axn_ray.errors import InputError
+
+
+@pytest.mark.parametrize("block", [7, 1 << 18])
+def test_equals_a_full_sort_whatever_the_block(monkeypatch, block):
+    monkeypatch.setattr(index, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    items, queries = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
+    found, scores = top_k(items, queries, 20)
+    full = queries @ items.T
+    np.testing.assert_array_equal(found, np.argsort(-full, axis=1)[:, :20])
+    np.testing.assert_allclose(scores, np.take_along_axis(full, found, axis=1), rtol=1e-5)
+
+
+def test_ties_go_to_the_smaller_index():
+    assert order_by_score(np.array([5, 2, 9], dtype=np.int32), np.array([1, 1, 3], dtype=np.float32)).tolist() == [2, 1, 0]
+
+
+def test_bad_k_and_shapes():
+    items = np.zeros((3, 2), dtype=np.float32)
+    with pytest.raises(InputError, match=r"k=4 must lie in 1\.\.3"):
+        top_k(items, items, 4)
+    with pytest.raises(InputError, match="same dim"):
+        top_k(items, np.zeros((1, 5), dtype=np.float32), 1)
