@@ -1,0 +1,40 @@
+"""The `axn` command: the stages of `jobs`, under one name."""
+
+import typer
+
+import axn_ray
+from jobs import embed, evaluate, factorize, score, search, train_cross_encoder
+from jobs import demo as demo_job
+
+app = typer.Typer(
+    help="Find the items a cross-encoder would rank first, at the price of a hundred of its calls.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(axn_ray.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None: ...
+
+
+app.command("demo")(demo_job.command)
+app.command("embed")(embed.command)
+app.command("score")(score.command)
+app.command("factorize")(factorize.command)
+app.command("search")(search.command)
+app.command("evaluate")(evaluate.command)
+app.command("train-cross-encoder")(train_cross_encoder.command)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

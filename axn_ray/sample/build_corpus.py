@@ -20,6 +20,7 @@ from axn_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+# Worlds whose queries may train the cross-encoder: all of them are split "train", the other worlds are held out.
 CE_TRAIN_WORLDS = (
     "adj.all", "adj.pert", "adv.all", "noun.act", "noun.attribute", "noun.cognition", "noun.communication", "noun.state",
 )  # fmt: skip
@@ -74,17 +75,21 @@ def split_gloss(gloss: str) -> tuple[str, tuple[str, ...]]:
     return definition, tuple(e for e in examples if e)
 
 
-def read_synsets(wordnet: Path) -> Iterator[Synset]:
-    """All synsets of the four data files.
+def read_lines(path: Path) -> list[str]:
+    """Lines of a database file.
 
     Raises:
-        InputError: a data file is missing.
+        InputError: the file is missing.
     """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; install WordNet 3.0 (apt-get install wordnet-base) or pass --wordnet")
+    return path.read_text(encoding="latin-1").splitlines()
+
+
+def read_synsets(wordnet: Path) -> Iterator[Synset]:
+    """All synsets of the four data files."""
     for part, pos in PARTS.items():
-        path = wordnet / f"data.{part}"
-        if not path.is_file():
-            raise InputError(f"{path} does not exist; install WordNet 3.0 (apt-get install wordnet-base) or pass --wordnet")
-        for line in path.read_text(encoding="latin-1").splitlines():
+        for line in read_lines(wordnet / f"data.{part}"):
             if line.startswith(" "):
                 continue
             fields, _, gloss = line.partition("|")
@@ -100,8 +105,8 @@ def read_exceptions(wordnet: Path) -> dict[str, dict[str, set[str]]]:
     """Irregular forms: part of speech -> inflected form -> base forms."""
     exceptions: dict[str, dict[str, set[str]]] = {pos: {} for pos in PARTS.values()}
     for part, pos in PARTS.items():
-        for line in (wordnet / f"{part}.exc").read_text(encoding="latin-1").splitlines():
-            form, *bases = line.replace("_", " ").split(" ") if "_" not in line else [w.replace("_", " ") for w in line.split()]
+        for line in read_lines(wordnet / f"{part}.exc"):
+            form, *bases = (word.replace("_", " ") for word in line.split())
             exceptions[pos].setdefault(form, set()).update(bases)
     return exceptions
 
@@ -119,15 +124,23 @@ def base_forms(word: str, pos: str, exceptions: dict[str, dict[str, set[str]]]) 
 
 
 def mark_mention(sentence: str, lemmas: Sequence[str], pos: str, exceptions: dict[str, dict[str, set[str]]]) -> str | None:
-    """The sentence with the longest, then leftmost, occurrence of a lemma in square brackets; None where there is none."""
+    """The sentence with one occurrence of a lemma in square brackets; None where there is none.
+
+    The lemma of most words wins, then the longest one, then the leftmost occurrence: no tie is left to chance.
+    """
     words = [(m.start(), m.end(), m.group().lower()) for m in WORD.finditer(sentence)]
     forms = [base_forms(word, pos, exceptions) for _, _, word in words]
-    for lemma in sorted({tuple(x.lower().split()) for x in lemmas}, key=lambda parts: (-len(parts), -sum(map(len, parts)))):
-        for first in range(len(words) - len(lemma) + 1):
-            if all(part in forms[first + n] for n, part in enumerate(lemma)):
-                start, end = words[first][0], words[first + len(lemma) - 1][1]
-                return f"{sentence[:start]}[{sentence[start:end]}]{sentence[end:]}"
-    return None
+    found = [
+        (-len(lemma), -sum(map(len, lemma)), first)
+        for lemma in (tuple(x.lower().split()) for x in lemmas)
+        for first in range(len(words) - len(lemma) + 1)
+        if all(part in forms[first + n] for n, part in enumerate(lemma))
+    ]
+    if not found:
+        return None
+    minus_length, _, first = min(found)
+    start, end = words[first][0], words[first - minus_length - 1][1]
+    return f"{sentence[:start]}[{sentence[start:end]}]{sentence[end:]}"
 
 
 def split_of(query_ids: Sequence[str], world: str) -> dict[str, str]:

@@ -42,7 +42,7 @@ def test_bfloat16_encoder_keeps_a_float32_head(tiny_cross_encoder):
     query_index, item_index = pairs()
     scores = cross_encoder.score(cross_encoder.tokenize(QUERIES), cross_encoder.tokenize(ITEMS), query_index, item_index)
     expected = plain_scores(tiny_cross_encoder, [QUERIES[q] for q in query_index], [ITEMS[i] for i in item_index])
-    np.testing.assert_allclose(scores, expected, atol=0.05 * np.abs(expected).max())
+    np.testing.assert_allclose(scores, expected, atol=0.1 * np.abs(expected).max())
     rounded = torch.from_numpy(scores).bfloat16().float().numpy()
     assert (rounded != scores).all()
 

@@ -1,0 +1,184 @@
+"""The examiner: every method at every budget on every query, against weighing everything. Counts each CE call.
+
+One query at a time, so that any number of hands can share the work. Knows no Ray and no CE: its scores are looked up.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from axn_ray.core.adaptive import SearchResult, run_search, search, split_budget
+from axn_ray.core.corpus import Items, Queries
+from axn_ray.core.methods import Method, SearchSpace, prepare
+from axn_ray.core.metrics import exact_top_k, label_metrics, recall_at_k
+from axn_ray.core.score_matrix import FloatArray
+from axn_ray.core.tokens import Int32Array
+from axn_ray.errors import InputError
+
+SCHEMA = pa.schema(
+    [
+        ("query_index", pa.int32()),
+        ("query_id", pa.string()),
+        ("method", pa.string()),
+        ("rounds", pa.int32()),
+        ("budget", pa.int32()),
+        ("k", pa.int32()),
+        ("recall", pa.float64()),
+        ("ce_calls", pa.int32()),
+        ("accuracy", pa.float64()),
+        ("ndcg_at_10", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ExactScores:
+    """The truth: the raw CE score of every pair of a test query and an item, `scores float32 (n_queries, n_items)`.
+
+    Raises:
+        InputError: ids and rows that do not fit, or scores that are not float32.
+    """
+
+    query_ids: tuple[str, ...]
+    scores: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or len(self.scores) != len(self.query_ids):
+            raise InputError(f"{len(self.query_ids)} query ids but exact scores of shape {self.scores.shape}; one row per query")
+        if self.scores.dtype != np.float32:
+            raise InputError(f"exact scores are {self.scores.dtype}; give float32, coarser ones tie by accident")
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is compared: methods x budgets (CE calls per query) x k.
+
+    Raises:
+        InputError: an empty list, a value that comes twice or lies below 1, or a budget too small for a method's rounds.
+    """
+
+    methods: tuple[Method, ...]
+    budgets: tuple[int, ...]
+    ks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        named = [(method.name, method.rounds) for method in self.methods]
+        for what, values in (("methods", named), ("budgets", self.budgets), ("ks", self.ks)):
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"{what} {list(values)} must name at least one and none twice; mend the list")
+        if min(*self.budgets, *self.ks) < 1:
+            raise InputError(f"budgets {list(self.budgets)} and ks {list(self.ks)} must all be at least 1; raise the lowest")
+        deepest = max(self.methods, key=lambda method: method.rounds)
+        if deepest.rounds > min(self.budgets):
+            short = f"budget={min(self.budgets)} is too small for the {deepest.rounds} rounds of {deepest.name!r}"
+            raise InputError(f"{short}; raise the budget or lower the rounds")
+
+    @property
+    def rows_per_query(self) -> int:
+        """Rows that each query adds to the result."""
+        return len(self.methods) * len(self.budgets) * len(self.ks)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One evaluation, whole: where to search, the truth, the plan, and the labelled item of each query, if known.
+
+    Raises:
+        InputError: parts that count different queries or items, a method that needs what the space lacks, or a budget
+            or k that exceeds the items.
+    """
+
+    space: SearchSpace
+    exact: ExactScores
+    plan: EvaluationPlan
+    labels: Int32Array | None = None
+
+    def __post_init__(self) -> None:
+        n_queries, n_items = len(self.space.query_texts), self.space.n_items
+        if self.exact.scores.shape != (n_queries, n_items):
+            raise InputError(
+                f"scores {self.exact.scores.shape} do not cover {n_queries} queries x {n_items} items; score every pair"
+            )
+        for name, values in (("budget", self.plan.budgets), ("k", self.plan.ks)):
+            if max(values) > n_items:
+                raise InputError(f"{name}={max(values)} exceeds the {n_items} items in the index; lower the {name} or add items")
+        if self.labels is not None and len(self.labels) != n_queries:
+            raise InputError(f"{len(self.labels)} labels for {n_queries} queries; give one per query or none at all")
+        self.space.check_methods(self.plan.methods)
+
+    @property
+    def n_queries(self) -> int:
+        """Queries to evaluate."""
+        return len(self.exact.query_ids)
+
+
+def index_labels(items: Items, queries: Queries) -> Int32Array | None:
+    """The item index of each query's label (n_queries,), or None where the queries bring no labels.
+
+    Raises:
+        InputError: a label that is no item.
+    """
+    if queries.labels is None:
+        return None
+    unknown = [row for row, label in enumerate(queries.labels) if label not in items.index_of]
+    if unknown:
+        pair = f"query {queries.ids[unknown[0]]!r}: {queries.labels[unknown[0]]!r}"
+        raise InputError(f"{len(unknown)} labels are not among the {len(items)} items (first: {pair}); take the items they name")
+    return np.array([items.index_of[label] for label in queries.labels], dtype=np.int32)
+
+
+def evaluate_queries(examination: Examination, queries: Iterable[int]) -> pa.Table:
+    """Rows of `SCHEMA` for these query indices: per query, methods x budgets x k in the plan's order.
+
+    `accuracy` and `ndcg_at_10` do not depend on k; they stand in each of its rows, and are null without labels.
+
+    Raises:
+        InputError, ModelError: see `search`.
+    """
+    rows = [row for query in queries for row in _evaluate_query(examination, query)]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def evaluate_in_process(examination: Examination) -> pa.Table:
+    """All queries in this process: the exact twin of `axn_ray.distributed.evaluate.evaluate`."""
+    return evaluate_queries(examination, range(examination.n_queries))
+
+
+def _evaluate_query(examination: Examination, query: int) -> Iterator[dict[str, Any]]:
+    plan, exact_scores = examination.plan, examination.exact.scores[query]
+    exact = exact_top_k(exact_scores, max(plan.ks))
+    cells = [(method, budget) for method in plan.methods for budget in plan.budgets]
+    searched = [_search(examination.space, method, query, budget, exact_scores) for method, budget in cells]
+    labelled: list[tuple[float, float] | tuple[None, None]] = [(None, None)] * len(cells)
+    if examination.labels is not None:
+        labelled = [*label_metrics([result.item_index for result, _ in searched], int(examination.labels[query]))]
+    for (method, budget), (result, ce_calls), (accuracy, ndcg) in zip(cells, searched, labelled, strict=True):
+        for k in plan.ks:
+            yield {
+                "query_index": query,
+                "query_id": examination.exact.query_ids[query],
+                "method": method.name,
+                "rounds": method.rounds,
+                "budget": budget,
+                "k": k,
+                "recall": recall_at_k(result.item_index, exact[:k]),
+                "ce_calls": ce_calls,
+                "accuracy": accuracy,
+                "ndcg_at_10": ndcg,
+            }
+
+
+def _search(space: SearchSpace, method: Method, query: int, budget: int, exact_scores: FloatArray) -> tuple[SearchResult, int]:
+    """One search whose CE is the row of exact scores; also the number of scores that it asked for."""
+    asked: list[int] = []
+
+    def look_up(chosen: Int32Array) -> FloatArray:
+        asked.append(len(chosen))
+        return exact_scores[chosen]
+
+    first_round, estimator = prepare(method, space, query, split_budget(budget, method.rounds)[0])
+    run = search(estimator, first_round, n_items=space.n_items, budget=budget, rounds=method.rounds)
+    return run_search(run, look_up), sum(asked)

@@ -1,0 +1,86 @@
+"""The evaluation stage: artifacts in, one `evaluation` artifact out (rows, summary, table, figure)."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+from axn_ray.core import report
+from axn_ray.core.artifact import Manifest, new_artifact, read_manifest
+from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus
+from axn_ray.core.evaluation import ExactScores, Examination, index_labels
+from axn_ray.core.factorization import Factorization, load_factorization
+from axn_ray.core.first_round import Bm25Index
+from axn_ray.core.methods import BM25, Embeddings, SearchSpace
+from axn_ray.core.score_matrix import ScoreScale
+from axn_ray.core.score_store import Scores, load_scores
+from axn_ray.distributed.evaluate import EvaluateConfig, evaluate
+from axn_ray.errors import ArtifactError, InputError
+
+logger = logging.getLogger(__name__)
+
+
+def examine(
+    config: EvaluateConfig, embeddings: Path, truth: Path, factorizations: Mapping[str, Path], out: Path
+) -> list[report.Row]:
+    """Compare the methods on the truth's queries; write `out`; returns the summary rows.
+
+    `factorizations` maps a name that the methods use (`mf_trns`, `mf_ind`) to its artifact.
+
+    Raises:
+        ArtifactError: artifacts that were made from different items, or truth that is not dense.
+        InputError: the truth's queries are not in the corpus, or see `Examination`.
+    """
+    corpus, exact = load_embedded_corpus(embeddings), load_scores(truth)
+    for folder, kind in [(truth, "scores"), *((path, "factorization") for path in factorizations.values())]:
+        made_from = read_manifest(folder, kind).made_from.get("items")
+        if made_from != corpus.items.fingerprint:
+            raise ArtifactError(f"{folder} was made from other items than {embeddings}; make both from one corpus")
+    fitted = {name: load_factorization(path) for name, path in factorizations.items()}
+    examination = build_examination(corpus, exact, fitted, config)
+    table = evaluate(examination, workers=config.workers, threads=config.threads, shard_queries=config.shard_queries)
+    summary = report.summarize(table)
+    manifest = Manifest(
+        kind="evaluation",
+        config=config.model_dump(mode="json"),
+        counts={"rows": table.num_rows, "queries": examination.n_queries},
+        made_from={"items": corpus.items.fingerprint, **{name: str(path.name) for name, path in factorizations.items()}},
+    )
+    with new_artifact(out, manifest) as folder:
+        pyarrow.parquet.write_table(table, folder / "rows.parquet", compression="zstd")
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (folder / "table.md").write_text(report.markdown_table(summary))
+        report.save_figure(report.draw_recall(summary, f"{len(corpus.items):,} items"), folder / "recall")
+    logger.info("evaluated %d queries into %s", examination.n_queries, out)
+    return summary
+
+
+def build_examination(
+    corpus: EmbeddedCorpus, exact: Scores, fitted: Mapping[str, Factorization], config: EvaluateConfig
+) -> Examination:
+    """Bring truth, embeddings and plan together, over the truth's queries.
+
+    Without a factorization nothing is known of the CE's range, and raw scores are used as they are.
+
+    Raises:
+        InputError: a query of the truth is not in the corpus.
+    """
+    unknown = [query_id for query_id in exact.query_ids if query_id not in corpus.queries.index_of]
+    if unknown:
+        raise InputError(f"the exact scores know query {unknown[0]!r}, the corpus does not; embed the same queries")
+    limit = config.max_queries or len(exact.query_ids)
+    query_ids = exact.query_ids[:limit]
+    rows = [corpus.queries.index_of[query_id] for query_id in query_ids]
+    queries, query_embeddings = corpus.queries.take(rows), corpus.query_embeddings[rows]
+    scale = next((part.scale for part in fitted.values()), ScoreScale())
+    embeddings: dict[str, Any] = {"de": Embeddings(corpus.item_embeddings, query_embeddings, scale)}
+    for name, part in fitted.items():
+        embeddings[name] = Embeddings(part.item_embeddings, part.embed_queries(query_embeddings), part.scale)
+    plan = config.plan
+    needs_bm25 = any(BM25 in (method.first_round,) for method in plan.methods)
+    space = SearchSpace(embeddings, queries.texts, Bm25Index(corpus.items.full_texts) if needs_bm25 else None)
+    dense = ExactScores(query_ids, exact.dense()[:limit])
+    return Examination(space, dense, plan, index_labels(corpus.items, queries))

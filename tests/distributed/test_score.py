@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from axn_ray.command import find_axn_error
+from axn_ray.core.corpus import Items, Queries
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.embedded_corpus import EmbeddedCorpus
+from axn_ray.core.index import top_k
+from axn_ray.core.score_store import load_scores, shard_path
+from axn_ray.distributed.score import ScoreConfig, score
+from axn_ray.errors import ArtifactError, ModelError
+
+WORDS = "run walk close open bank dog house river slow fast eat drink speak shut move stand".split()
+
+
+def unit(rng, n, dim=8):
+    vectors = rng.normal(size=(n, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    rng = np.random.default_rng(0)
+    texts = tuple(" ".join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(52))
+    items = Items(tuple(f"i{n}" for n in range(40)), ("",) * 40, texts[:40])
+    queries = Queries(tuple(f"q{n}" for n in range(12)), texts[40:])
+    splits = ("train", "test", "train") * 4
+    return EmbeddedCorpus(items, queries, splits, unit(rng, 40), unit(rng, 12), "given")
+
+
+@pytest.fixture
+def config(tiny_cross_encoder):
+    return ScoreConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", per_query=5, shard_pairs=10)
+
+
+def test_equals_one_process_on_the_nearest_items(ray_session, corpus, config, tmp_path):
+    scores = score(corpus, config, tmp_path / "scores")
+    rows = corpus.rows_of("train")
+    cross_encoder = CrossEncoder(config.model)
+    nearest, _ = top_k(corpus.item_embeddings, corpus.query_embeddings[rows], 5)
+    assert scores.query_ids == tuple(corpus.queries.ids[r] for r in rows)
+    assert scores.matrix.n_observed == 8 * 5
+    for query, row in enumerate(rows):
+        items, observed = scores.matrix.row(query)
+        assert items.tolist() == sorted(nearest[query].tolist())
+        expected = cross_encoder.score_texts([corpus.queries.texts[row]] * 5, [corpus.items.full_texts[i] for i in items])
+        np.testing.assert_allclose(observed, expected, atol=1e-5)
+
+
+def test_a_cut_off_run_goes_on_and_redoes_only_what_is_bad(ray_session, corpus, config, tmp_path):
+    whole = score(corpus, config, tmp_path / "whole")
+    out = tmp_path / "scores"
+    score(corpus, config, out)
+    (out / "manifest.json").unlink()
+    shard_path(out, 0).unlink()
+    cut = shard_path(out, 1)
+    cut.write_bytes(cut.read_bytes()[:-7])
+    kept = shard_path(out, 2).stat().st_mtime_ns
+    again = score(corpus, config, out)
+    assert shard_path(out, 2).stat().st_mtime_ns == kept
+    for mine, theirs in zip(
+        (again.matrix.indptr, again.matrix.item_index, again.matrix.scores),
+        (whole.matrix.indptr, whole.matrix.item_index, whole.matrix.scores),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_scores_of_another_setting_are_never_mixed_in(ray_session, corpus, config, tmp_path):
+    score(corpus, config, tmp_path / "scores")
+    with pytest.raises(ArtifactError, match="made with the fingerprint .* this run has"):
+        score(corpus, config.model_copy(update={"max_length": 16}), tmp_path / "scores")
+    assert load_scores(tmp_path / "scores").matrix.n_observed == 40
+
+
+def test_every_item_for_exact_truth(ray_session, corpus, config, tmp_path):
+    truth = score(corpus, config.model_copy(update={"split": "test", "choice": "all"}), tmp_path / "truth")
+    assert truth.dense().shape == (4, 40)
+    partial = score(corpus, config, tmp_path / "partial")
+    with pytest.raises(ArtifactError, match="40 of 320 pairs are scored"):
+        partial.dense()
+
+
+def test_random_items_depend_on_the_seed_alone(ray_session, corpus, config, tmp_path):
+    random = config.model_copy(update={"choice": "random"})
+    first, second = score(corpus, random, tmp_path / "a"), score(corpus, random, tmp_path / "b")
+    np.testing.assert_array_equal(first.matrix.item_index, second.matrix.item_index)
+    other = score(corpus, random.model_copy(update={"seed": 1}), tmp_path / "c")
+    assert (first.matrix.item_index != other.matrix.item_index).any()
+
+
+def test_a_missing_model_is_one_error_and_leaves_nothing(ray_session, corpus, config, tmp_path):
+    with pytest.raises(Exception, match="cannot be loaded") as raised:
+        score(corpus, config.model_copy(update={"cross_encoder": "no-such/model"}), tmp_path / "scores")
+    assert isinstance(find_axn_error(raised.value), ModelError)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_damaged_shard_is_named(ray_session, corpus, config, tmp_path):
+    out = tmp_path / "scores"
+    score(corpus, config, out)
+    shard_path(out, 3).write_bytes(b"PAR1")
+    with pytest.raises(ArtifactError, match="has a damaged file"):
+        load_scores(out)
