@@ -4,18 +4,37 @@ Knows no Ray and no HTTP; evaluation and serving drive the same generator in the
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
 
-from axn_ray.core.adaptive import SearchResult, run_search, search
-from axn_ray.core.cross_encoder import PairScorer
+from axn_ray import sample
+from axn_ray.core.adaptive import SearchResult, run_search, search, split_budget
+from axn_ray.core.artifact import check_same_inputs, read_manifest
+from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, FloatArray
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
-from axn_ray.core.factorization import Factorization
+from axn_ray.core.factorization import load_factorization
 from axn_ray.core.first_round import dense_first_round
-from axn_ray.core.methods import Method, build_estimator
+from axn_ray.core.methods import METHODS, build_estimator
+from axn_ray.core.models import Dtype
 from axn_ray.core.tokens import Int32Array
-from axn_ray.errors import ArtifactError, InputError
+from axn_ray.errors import InputError
+
+
+class SearchConfig(BaseModel):
+    """The budget of a search and the cross-encoder that spends it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    budget: int = Field(100, ge=1, description="cross-encoder calls per query, over all rounds")
+    rounds: int = Field(10, ge=1, description="1 is retrieve-and-rerank")
+    top_k: int = Field(10, ge=1, description="results to show")
+    cross_encoder: str = Field(sample.CROSS_ENCODER, description="hub id, local folder, or PEFT adapter folder")
+    max_length: int | None = Field(None, ge=8, description="tokens per pair; default: what the tokenizer says")
+    dtype: Dtype = "auto"
 
 
 @dataclass(frozen=True)
@@ -30,24 +49,25 @@ class Hit:
 
 
 class Searcher:
-    """Adaptive search over one corpus with a factorization's embeddings.
+    """Adaptive search over one corpus with a factorization's embeddings: ridge around its query embedding.
 
     Raises:
-        ArtifactError: the factorization holds another number of items than the corpus.
+        ArtifactError: the factorization was made from other items than the corpus.
+        ModelError: a model cannot be loaded.
     """
 
-    def __init__(
-        self, corpus: EmbeddedCorpus, factorization: Factorization, cross_encoder: PairScorer, method: Method
-    ) -> None:
-        if len(factorization.item_embeddings) != len(corpus.items):
-            n_found, n_items = len(factorization.item_embeddings), len(corpus.items)
-            raise ArtifactError(f"the factorization holds {n_found} items, the corpus {n_items}; factorize this corpus")
-        self._corpus, self._factorization, self._method = corpus, factorization, method
-        self._cross_encoder = cross_encoder
+    def __init__(self, corpus: EmbeddedCorpus, factorization: Path, config: SearchConfig) -> None:
+        manifest = read_manifest(factorization, "factorization")
+        check_same_inputs(factorization, manifest, {"items": corpus.items.fingerprint})
+        self._corpus, self._config = corpus, config
+        self._factorization = load_factorization(factorization)
+        self._cross_encoder = CrossEncoder(
+            CrossEncoderConfig(model=config.cross_encoder, max_length=config.max_length, dtype=config.dtype)
+        )
         self._dual_encoder = DualEncoder(corpus.dual_encoder)
-        self._item_tokens = cross_encoder.tokenize(corpus.items.full_texts)
+        self._item_tokens = self._cross_encoder.tokenize(corpus.items.full_texts)
 
-    def search(self, query: str, budget: int, rounds: int) -> SearchResult:
+    def search(self, query: str) -> SearchResult:
         """Score exactly `budget` items in `rounds` rounds; all of them, best first.
 
         Raises:
@@ -55,22 +75,33 @@ class Searcher:
         """
         if not query.strip():
             raise InputError("the query is empty; give some text")
+        budget, rounds, n_items = self._config.budget, self._config.rounds, len(self._corpus.items)
+        if budget > n_items:
+            raise InputError(f"budget={budget} exceeds the {n_items} items in the index; lower the budget or add items")
         fitted = self._factorization
         embedding = fitted.embed_queries(self._dual_encoder.embed_queries([query]))[0]
-        method = replace(self._method, rounds=rounds)
+        method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
         estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding)
-        n_first = -(-budget // rounds)
-        first_round = dense_first_round(fitted.item_embeddings, embedding, min(n_first, len(self._corpus.items)))
+        first_round = dense_first_round(fitted.item_embeddings, embedding, split_budget(budget, rounds)[0])
         tokens = self._cross_encoder.tokenize([query])
 
-        def score(chosen: Int32Array) -> np.ndarray:
+        def score(chosen: Int32Array) -> FloatArray:
             return self._cross_encoder.score(tokens, self._item_tokens, np.zeros_like(chosen), chosen)
 
-        n_items = len(self._corpus.items)
         return run_search(search(estimator, first_round, n_items=n_items, budget=budget, rounds=rounds), score)
 
-    def hits(self, result: SearchResult, top_k: int) -> list[Hit]:
+    def hits(self, result: SearchResult) -> list[Hit]:
         """The best `top_k` results with their ids and texts."""
-        items = self._corpus.items
+        items, top_k = self._corpus.items, self._config.top_k
         best = zip(result.item_index[:top_k], result.score[:top_k], result.round[:top_k], strict=True)
         return [Hit(items.ids[i], items.titles[i], items.texts[i], float(s), int(r)) for i, s, r in best]
+
+
+def hits_table(query: str, result: SearchResult, searcher: Searcher) -> Table:
+    """The hits for a terminal: score, the round that found each, id and text; the CE calls spent in the title."""
+    table = Table(title=f"{query}   ({result.n_ce_calls} CE calls)", title_justify="left", title_style="bold")
+    for column in ("score", "round", "item", "text"):
+        table.add_column(column, justify="right" if column in ("score", "round") else "left")
+    for hit in searcher.hits(result):
+        table.add_row(f"{hit.score:.2f}", str(hit.round), hit.item_id, f"{hit.title}: {hit.text}" if hit.title else hit.text)
+    return table

@@ -28,6 +28,7 @@ class EvaluateConfig(BaseModel):
     rounds: list[int] = Field([10], description="rounds of each method that searches; RnR has one")
     budgets: list[int] = Field([100, 200, 500], description="CE calls per query")
     k: list[int] = Field([1, 10, 100], description="recall@k to report")
+    max_queries: int | None = Field(None, ge=1, description="judge only the truth's first queries; default: all")
     workers: int = Field(2, ge=1, description="processes that search")
     threads: int = Field(1, ge=1, description="CPU threads of each worker")
     shard_queries: int = Field(4, ge=1, description="queries that a worker takes at a time")

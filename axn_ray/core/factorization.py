@@ -1,0 +1,144 @@
+"""The workshop: from observed CE scores and dual-encoder embeddings to one vector per item, and a way to embed queries.
+
+`fit` is the whole fit in one process; the artifact (kind `factorization`) is what the search starts from. Knows no Ray.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from axn_ray.core.artifact import Manifest, read_manifest
+from axn_ray.core.fitting import Epoch, FactorizationConfig, Fit, FitInputs, best_epoch
+from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
+from axn_ray.core.towers import GatedTower, GatedTowers
+from axn_ray.errors import ArtifactError, FitError, InputError
+
+logger = logging.getLogger(__name__)
+
+KIND = "factorization"
+ITEM_EMBEDDINGS = "item_embeddings.npy"
+QUERY_TOWER = "query_tower.safetensors"
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """How a fit went: epochs run, the best one's number, and held-out RMSE there and of the dual-encoder's embeddings."""
+
+    epochs: int
+    best_epoch: int
+    held_out_rmse: float
+    start_rmse: float
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """`item_embeddings (n_items, dim) float32`, the scale of the scores they approximate, and the queries' tower if any."""
+
+    item_embeddings: FloatArray
+    scale: ScoreScale
+    query_tower: GatedTower | None = None
+    record: FitRecord | None = None
+
+    def embed_queries(self, query_embeddings: FloatArray) -> FloatArray:
+        """The dual-encoder's query embeddings (n, dim) -> (n, dim): through the tower, or as they are without one.
+
+        Raises:
+            InputError: another dimension than the items'.
+        """
+        dim = self.item_embeddings.shape[1]
+        if query_embeddings.ndim != 2 or query_embeddings.shape[1] != dim:
+            raise InputError(f"query embeddings are {query_embeddings.shape}, items have dim {dim}; use the same dual-encoder")
+        return query_embeddings if self.query_tower is None else self.query_tower.embed(query_embeddings)
+
+
+def fit(
+    score_matrix: ScoreMatrix, item_embeddings: FloatArray, query_embeddings: FloatArray, config: FactorizationConfig
+) -> Factorization:
+    """Factorize in this process: items (n_items, dim) and train queries (n_queries, dim) of the dual-encoder.
+
+    Raises:
+        InputError: see `FitInputs` and `ScoreScale.fit`.
+        FitError: the fit diverged.
+    """
+    inputs = FitInputs(score_matrix, item_embeddings, query_embeddings)
+    scale = inputs.fit_scale()
+    run = Fit(inputs, scale, config)
+    while not run.is_done:
+        run.run_epoch()
+    return build_factorization(inputs, scale, config, run.best, run.epochs)
+
+
+def build_factorization(
+    inputs: FitInputs, scale: ScoreScale, config: FactorizationConfig, best: dict[str, Tensor], epochs: list[Epoch]
+) -> Factorization:
+    """Embed all items with the best epoch's parameters (`Fit.best`); warns when the fit is worse than no fit.
+
+    Raises:
+        FitError: an item embedding is NaN or infinite.
+    """
+    chosen, start_rmse = best_epoch(epochs), inputs.start_rmse(config, scale)
+    record = FitRecord(len(epochs), chosen.number, chosen.held_out_rmse, start_rmse)
+    if config.method == "mf_ind":
+        towers = GatedTowers(inputs.item_embeddings, inputs.query_embeddings, config.seed)
+        towers.load_state_dict(best)
+        built = Factorization(towers.item_tower.embed(inputs.item_embeddings), scale, towers.query_tower, record)
+    else:
+        built = Factorization(best["items"].numpy(), scale, None, record)
+    if not np.isfinite(built.item_embeddings).all():
+        raise FitError(f"item embeddings are NaN or infinite after epoch {chosen.number}; lower learning_rate")
+    both = chosen.held_out_rmse, start_rmse
+    if chosen.held_out_rmse < start_rmse:
+        logger.info("held-out RMSE %.5f after epoch %d, the dual-encoder's is %.5f", both[0], chosen.number, both[1])
+    else:
+        logger.warning("THE FIT IS WORSE THAN NONE: held-out RMSE %.5f, the dual-encoder's is %.5f; change learning_rate", *both)
+    return built
+
+
+def describe_factorization(factorization: Factorization, config: FactorizationConfig, made_from: Mapping[str, str]) -> Manifest:
+    """The manifest of the artifact that `save_factorization` fills."""
+    n_items, dim = factorization.item_embeddings.shape
+    scale, record = factorization.scale, factorization.record
+    counts: dict[str, int | float] = {"items": n_items, "dim": dim, "scale_alpha": scale.alpha, "scale_beta": scale.beta}
+    if record is not None:
+        counts.update(asdict(record))
+    return Manifest(kind=KIND, config=config.model_dump(mode="json"), counts=counts, made_from=dict(made_from))
+
+
+def save_factorization(folder: Path, factorization: Factorization) -> None:
+    """Write the files of the artifact into an empty folder."""
+    np.save(folder / ITEM_EMBEDDINGS, factorization.item_embeddings, allow_pickle=False)
+    if factorization.query_tower is not None:
+        save_file(factorization.query_tower.state_dict(), folder / QUERY_TOWER)
+
+
+def load_factorization(folder: Path) -> Factorization:
+    """Read a `factorization` artifact; the item embeddings are memory-mapped.
+
+    Raises:
+        ArtifactError: not such an artifact, or a damaged one.
+    """
+    manifest = read_manifest(folder, KIND)
+    counts = manifest.counts
+    shape, query_tower = (int(counts["items"]), int(counts["dim"])), None
+    try:
+        item_embeddings = np.load(folder / ITEM_EMBEDDINGS, mmap_mode="r", allow_pickle=False)
+        if QUERY_TOWER in manifest.files:
+            query_tower = GatedTower(shape[1])
+            query_tower.load_state_dict(load_file(folder / QUERY_TOWER))
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{folder} has a damaged file ({reason}); run the factorization again") from error
+    if item_embeddings.shape != shape:
+        raise ArtifactError(f"{folder} holds item embeddings {item_embeddings.shape}, its manifest says {shape}; make it again")
+    record = None
+    if "best_epoch" in counts:
+        record = FitRecord(
+            int(counts["epochs"]), int(counts["best_epoch"]), float(counts["held_out_rmse"]), float(counts["start_rmse"])
+        )
+    return Factorization(item_embeddings, ScoreScale(counts["scale_alpha"], counts["scale_beta"]), query_tower, record)

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from axn_ray.core import estimators
+from axn_ray.core.estimators import RESOLUTION, Pinv, Ridge, least_squares
+from axn_ray.core.score_matrix import ScoreScale
+from axn_ray.errors import InputError
+
+DIM = 32
+RAW = ScoreScale()
+
+
+def random_items(n=200, dim=DIM, seed=0):
+    rng = np.random.default_rng(seed)
+    items = rng.standard_normal((n, dim)).astype(np.float32)
+    return items / np.linalg.norm(items, axis=1, keepdims=True)
+
+
+def reference(anchors, targets):
+    return np.linalg.pinv(anchors, rtol=RESOLUTION * max(anchors.shape)) @ targets
+
+
+def anchors_with(kind, m):
+    anchors = random_items(m).astype(np.float64)
+    if kind == "duplicate rows":
+        anchors[m // 2 :] = anchors[: m - m // 2]
+    elif kind == "zero row":
+        anchors[0] = 0.0
+    elif kind == "dead dimensions":  # all-MiniLM-L6-v2 has three: two at 1e-33, one at 1e-8
+        anchors[:, :2] *= 1e-33
+        anchors[:, 2] *= 1e-9
+    elif kind == "steep spectrum":
+        anchors *= np.arange(1, DIM + 1) ** -2.0
+    return anchors
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, DIM - 1, DIM, DIM + 1, 2 * DIM, 150])
+@pytest.mark.parametrize("kind", ["random", "duplicate rows", "zero row", "dead dimensions", "steep spectrum"])
+def test_least_squares_is_the_pseudo_inverse(kind, m):
+    anchors, targets = anchors_with(kind, m), np.random.default_rng(1).standard_normal(m)
+    expected = reference(anchors, targets)
+    np.testing.assert_allclose(least_squares(anchors, targets), expected, atol=1e-6 * max(1.0, np.abs(expected).max()))
+
+
+@settings(deadline=None)
+@given(m=st.integers(1, 24), dim=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 999))
+def test_least_squares_is_the_pseudo_inverse_at_any_rank(m, dim, rank, seed):
+    rng = np.random.default_rng(seed)
+    anchors = rng.standard_normal((m, rank)) @ rng.standard_normal((rank, dim))
+    targets = rng.standard_normal(m)
+    expected = reference(anchors, targets)
+    np.testing.assert_allclose(least_squares(anchors, targets), expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("m", [5, DIM - 2, 60])
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
+def test_cholesky_and_svd_agree(m, penalty):
+    anchors, targets = random_items(m).astype(np.float64), np.random.default_rng(1).standard_normal(m)
+    by_svd = estimators._least_squares_by_svd(anchors, targets, penalty)
+    np.testing.assert_allclose(least_squares(anchors, targets, penalty), by_svd, rtol=1e-7, atol=1e-10)
+
+
+def test_a_dead_direction_is_dropped_and_not_amplified():
+    anchors = anchors_with("dead dimensions", 100)
+    u = least_squares(anchors, np.random.default_rng(1).standard_normal(100))
+    assert np.abs(u[:3]).max() < 1e-6
+
+
+def test_pinv_reproduces_the_anchors_scores_while_they_are_fewer_than_dim():
+    items, scores = random_items(), np.random.default_rng(2).standard_normal(20).astype(np.float32)
+    scale = ScoreScale(alpha=-3.0, beta=0.25)
+    anchor_items = np.arange(50, 70, dtype=np.int32)
+    approx = Pinv(items, scale).approx_scores(anchor_items, scores)
+    assert approx.dtype == np.float32 and approx.shape == (200,)
+    np.testing.assert_allclose(approx[anchor_items], scale.scale(scores), atol=1e-5)
+
+
+def test_pinv_gives_duplicated_anchors_their_mean():
+    items = random_items()
+    items[1] = items[0]
+    approx = Pinv(items, RAW).approx_scores(np.array([0, 1, 2], np.int32), np.array([1, 3, 5], np.float32))
+    np.testing.assert_allclose(approx[:3], [2, 2, 5], atol=1e-5)
+
+
+def test_blend_mixes_in_the_query_embedding():
+    items, u_param = random_items(), random_items(1, seed=3)[0]
+    anchor_items, scores = np.arange(40, dtype=np.int32), np.random.default_rng(2).standard_normal(40).astype(np.float32)
+    plain = Pinv(items, RAW).approx_scores(anchor_items, scores)
+    np.testing.assert_array_equal(Pinv(items, RAW, 0.0, u_param).approx_scores(anchor_items, scores), plain)
+    blended = Pinv(items, RAW, 0.3, u_param).approx_scores(anchor_items, scores)
+    np.testing.assert_allclose(blended, 0.7 * plain + 0.3 * items @ u_param, atol=1e-5)
+    only_prior = Pinv(items, RAW, 1.0, u_param).approx_scores(anchor_items, scores)
+    np.testing.assert_allclose(only_prior, items @ u_param, atol=1e-6)
+
+
+@pytest.mark.parametrize("m", [3, DIM, 90])
+def test_ridge_is_the_posterior_mean(m):
+    items, u_param = random_items(), random_items(1, seed=3)[0].astype(np.float64)
+    scale, noise, prior = ScoreScale(alpha=1.0, beta=0.5), 0.4, 1.7
+    anchor_items, scores = np.arange(m, dtype=np.int32), np.random.default_rng(2).standard_normal(m).astype(np.float32)
+    a, v = scale.scale(scores).astype(np.float64), items[:m].astype(np.float64)
+    k = prior * v @ v.T + noise * np.eye(m)
+    u = u_param + prior * v.T @ np.linalg.solve(k, a - v @ u_param)
+    got = Ridge(items, scale, u_param.astype(np.float32), noise, prior).approx_scores(anchor_items, scores)
+    np.testing.assert_allclose(got, items @ u, atol=1e-5)
+
+
+@pytest.mark.parametrize("m", [1, 20, DIM, 100])
+def test_ridge_without_noise_around_zero_is_pinv(m):
+    items = random_items()
+    items[3] = items[0]
+    anchor_items, scores = np.arange(m, dtype=np.int32), np.random.default_rng(2).standard_normal(m).astype(np.float32)
+    ridge = Ridge(items, RAW, np.zeros(DIM, np.float32), noise_variance=1e-9).approx_scores(anchor_items, scores)
+    np.testing.assert_allclose(ridge, Pinv(items, RAW).approx_scores(anchor_items, scores), atol=1e-3)
+
+
+def test_ridge_with_all_noise_is_the_query_embedding_alone():
+    items, u_param = random_items(), random_items(1, seed=3)[0]
+    got = Ridge(items, RAW, u_param, noise_variance=1e9).approx_scores(np.arange(9, dtype=np.int32), np.ones(9, np.float32))
+    np.testing.assert_allclose(got, items @ u_param, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda v, u: Pinv(v, RAW, 1.5, u), "blend=1.5 must lie in 0..1"),
+        (lambda v, u: Pinv(v, RAW, 0.5), "needs a query embedding"),
+        (lambda v, u: Pinv(v, RAW, 0.5, u[:3]), r"u_param \(3,\)"),
+        (lambda v, u: Ridge(v, RAW, u, 0.0), "noise_variance=0.0, prior_variance=1.0 must both be positive"),
+        (lambda v, u: Ridge(v, RAW, u, 1.0, float("nan")), "must both be positive"),
+        (lambda v, u: Ridge(v, RAW, u * np.nan, 1.0), "u_param is NaN"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make(random_items(), random_items(1)[0])
+
+
+@pytest.mark.parametrize("estimator", [Pinv(random_items(), RAW), Ridge(random_items(), RAW, random_items(1)[0], 0.5)])
+@pytest.mark.parametrize(
+    ("items", "scores", "message"),
+    [
+        ([], [], "0 anchor items with 0 scores"),
+        ([1, 2], [0.5], "2 anchor items with 1 scores"),
+        ([1, 2], [0.5, np.nan], "item 2 has a score"),
+    ],
+)
+def test_bad_anchors_are_refused(estimator, items, scores, message):
+    with pytest.raises(InputError, match=message):
+        estimator.approx_scores(np.array(items, np.int32), np.array(scores, np.float32))
+
+
+def test_a_broken_embedding_is_named():
+    items = random_items()
+    items[7, 3] = np.inf
+    with pytest.raises(InputError, match="item 7 has a score or an embedding"):
+        Pinv(items, RAW).approx_scores(np.array([6, 7], np.int32), np.ones(2, np.float32))
