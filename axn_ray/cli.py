@@ -3,8 +3,8 @@
 import typer
 
 import axn_ray
-from jobs import embed, evaluate, factorize, score, search, train_cross_encoder
 from jobs import demo as demo_job
+from jobs import embed, evaluate, factorize, score, search, train_cross_encoder
 
 app = typer.Typer(
     help="Find the items a cross-encoder would rank first, at the price of a hundred of its calls.",

@@ -18,7 +18,9 @@ def run(
     config: EvaluateConfig,
     embeddings: Annotated[Path, typer.Option(help="artifact of the embed stage")],
     out: Annotated[Path, typer.Option(help="artifact to write: rows, summary, table and figure")],
-    truth: Annotated[Path, typer.Option(help="scores of every pair (--choice all) for the queries to judge")] = sample.EXACT_SCORES,
+    truth: Annotated[
+        Path, typer.Option(help="scores of every pair (--choice all) for the queries to judge")
+    ] = sample.EXACT_SCORES,
     mf_trns: Annotated[Path | None, typer.Option(help="artifact of the factorize stage, method mf_trns")] = None,
     mf_ind: Annotated[Path | None, typer.Option(help="artifact of the factorize stage, method mf_ind")] = None,
 ) -> None:

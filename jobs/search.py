@@ -8,7 +8,7 @@ from rich.console import Console
 
 from axn_ray.command import stage_command
 from axn_ray.core.embedded_corpus import load_embedded_corpus
-from axn_ray.core.searcher import Searcher, SearchConfig, hits_table
+from axn_ray.core.searcher import SearchConfig, Searcher, hits_table
 
 
 def run(

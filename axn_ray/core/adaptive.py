@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from axn_ray.core.estimators import Estimator
-from axn_ray.core.index import order_by_score
-from axn_ray.core.ranking import top_items
+from axn_ray.core.ranking import order_by_score, top_items
 from axn_ray.core.score_matrix import FloatArray
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError, ModelError

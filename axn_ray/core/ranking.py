@@ -6,10 +6,14 @@ Knows no embeddings and no CE.
 import numpy as np
 import numpy.typing as npt
 
-from axn_ray.core.index import order_by_score
 from axn_ray.core.score_matrix import FloatArray
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError, ModelError
+
+
+def order_by_score(item_index: Int32Array, scores: FloatArray) -> npt.NDArray[np.int64]:
+    """Positions sorted by descending score, ties by ascending item index: (n,), (n,) -> (n,)."""
+    return np.lexsort((item_index, -scores))
 
 
 def top_items(scores: FloatArray, k: int, excluded: npt.NDArray[np.bool_] | None = None) -> Int32Array:

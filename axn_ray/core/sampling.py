@@ -31,9 +31,18 @@ def choose_items(
     n_items, n_queries = len(item_embeddings), len(query_embeddings)
     if choice == "all":
         return np.tile(np.arange(n_items, dtype=np.int32), (n_queries, 1))
-    if per_query > n_items:
-        raise InputError(f"per_query={per_query} exceeds the {n_items} items; lower per_query or add items")
+    check_per_query(per_query, n_items)
     if choice == "nearest":
         return np.sort(top_k(item_embeddings, query_embeddings, per_query)[0], axis=1)
     drawn = [rng.choice(n_items, per_query, replace=False) for _ in range(n_queries)]
     return np.sort(np.array(drawn, dtype=np.int32), axis=1)
+
+
+def check_per_query(per_query: int, n_items: int) -> None:
+    """Refuse to choose more items than there are.
+
+    Raises:
+        InputError: per_query exceeds n_items.
+    """
+    if per_query > n_items:
+        raise InputError(f"per_query={per_query} exceeds the {n_items} items; lower per_query or add items")

@@ -147,7 +147,7 @@ class FreeEmbeddings(nn.Module):
         assert self.items.grad is not None
         mine = self.items.grad.coalesce()
         rows, values = workers.gather(mine.indices()[0]), workers.gather(mine.values())
-        self.items.grad = torch.sparse_coo_tensor(rows[None], values, mine.shape).coalesce()
+        self.items.grad = torch.sparse_coo_tensor(rows[None], values, mine.shape, check_invariants=False).coalesce()
 
     def fitted_state(self) -> dict[str, Tensor]:
         """A copy of what the factorization ships: V."""

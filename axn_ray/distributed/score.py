@@ -4,7 +4,8 @@ A shard is a range of queries with the items chosen for them. Nothing depends on
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from axn_ray.core.artifact import MANIFEST, Manifest, check_replaceable, hash_js
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, load_adapter_or_model
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.models import Dtype
-from axn_ray.core.sampling import PairChoice, choose_items
+from axn_ray.core.sampling import PairChoice, check_per_query, choose_items
 from axn_ray.core.score_store import Scores, load_scores, read_shard_facts, write_shard
 from axn_ray.core.tokens import TokenTable
 from axn_ray.distributed.cluster import split_evenly
@@ -97,6 +98,19 @@ def tokenize(config: ScoreConfig, query_texts: list[str], item_texts: list[str])
     return TokenTable.from_texts(query_texts, tokenizer), TokenTable.from_texts(item_texts, tokenizer)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """One run: its shards (ranges of query rows), what every actor reads, and what makes its scores what they are."""
+
+    shards: Sequence[range]
+    pairs_per_query: int
+    query_ids: tuple[str, ...]
+    inputs: dict[str, Any]
+    fingerprint: str
+    described: dict[str, Any]
+    made_from: dict[str, str]
+
+
 def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Scores:
     """Write, or finish, the `scores` artifact `out`; shards that are done and whole are not scored again.
 
@@ -104,7 +118,34 @@ def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Scores:
         ArtifactError: `out` holds scores of another model, corpus or setting.
         InputError, ModelError: see `choose_items` and `CrossEncoder`.
     """
-    rows = corpus.rows_of(config.split)
+    plan = _plan(corpus, config)
+    check_replaceable_or_unfinished(out)
+    facts = {n: f for n in range(len(plan.shards)) if (f := read_shard_facts(out, n, plan.fingerprint)) is not None}
+    if facts:
+        logger.info("%d of %d shards are done already", len(facts), len(plan.shards))
+    out.mkdir(parents=True, exist_ok=True)
+    for result in _run(plan, [n for n in range(len(plan.shards)) if n not in facts], config, out):
+        facts[int(result["shard"][0])] = {"rows": int(result["rows"][0]), "truncated": int(result["truncated"][0])}
+    pa.parquet.write_table(pa.table({"query_id": plan.query_ids}), out / "queries.parquet", compression="zstd")
+    counts = {
+        "pairs": sum(f["rows"] for f in facts.values()),
+        "truncated": sum(f["truncated"] for f in facts.values()),
+        "n_queries": len(plan.query_ids),
+        "n_items": len(corpus.items),
+    }
+    asked = len(plan.query_ids) * plan.pairs_per_query
+    if counts["pairs"] != asked:
+        raise ArtifactError(f"{counts['pairs']} pairs scored of {asked}; run the scoring again")
+    seal(out, Manifest(kind="scores", config=plan.described, counts=counts, made_from=plan.made_from))
+    logger.info("scored %d pairs into %s, %d of them truncated", counts["pairs"], out, counts["truncated"])
+    return load_scores(out)
+
+
+def _plan(corpus: EmbeddedCorpus, config: ScoreConfig) -> _Plan:
+    """Check the request, tokenize once, and put what the actors share into the object store."""
+    rows, n_items = corpus.rows_of(config.split), len(corpus.items)
+    if config.choice != "all":
+        check_per_query(config.per_query, n_items)
     queries = corpus.queries.take(rows.tolist())
     gpus = 1 if torch.cuda.is_available() else 0
     model = ray.get(ray.remote(num_gpus=gpus)(describe).remote(config))
@@ -112,35 +153,21 @@ def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Scores:
     made_from = {"items": corpus.items.fingerprint, "queries": queries.fingerprint, "cross_encoder": hash_json(model)}
     settings = config.model_dump(include={"split", "choice", "per_query", "shard_pairs", "seed"})
     nearest = {"dual_encoder": corpus.dual_encoder} if config.choice == "nearest" else {}
-    fingerprint = hash_json({**made_from, **settings, **nearest})
-    inputs = {
-        "query_tokens": query_tokens,
-        "item_tokens": item_tokens,
-        "query_embeddings": ray.put(np.asarray(corpus.query_embeddings[rows])),
-        "item_embeddings": ray.put(np.asarray(corpus.item_embeddings)),
-    }
-    pairs_per_query = len(corpus.items) if config.choice == "all" else config.per_query
-    shards = split_evenly(len(queries), max(1, config.shard_pairs // pairs_per_query))
-    check_replaceable_or_unfinished(out)
-    out.mkdir(parents=True, exist_ok=True)
-    facts = {n: f for n in range(len(shards)) if (f := read_shard_facts(out, n, fingerprint)) is not None}
-    todo = [{"shard": n, "start": r.start, "stop": r.stop} for n, r in enumerate(shards) if n not in facts]
-    if facts:
-        logger.info("%d of %d shards are done already", len(facts), len(shards))
-    for result in _run(todo, config, out, fingerprint, inputs, pairs_per_query):
-        facts[int(result["shard"][0])] = {"rows": int(result["rows"][0]), "truncated": int(result["truncated"][0])}
-    pa.parquet.write_table(pa.table({"query_id": queries.ids}), out / "queries.parquet", compression="zstd")
-    counts = {
-        "pairs": sum(f["rows"] for f in facts.values()),
-        "truncated": sum(f["truncated"] for f in facts.values()),
-        "n_queries": len(queries),
-        "n_items": len(corpus.items),
-    }
-    if counts["pairs"] != len(queries) * pairs_per_query:
-        raise ArtifactError(f"{counts['pairs']} pairs scored of {len(queries) * pairs_per_query}; run the scoring again")
-    described = {**settings, "cross_encoder": config.cross_encoder, "fingerprint": model}
-    seal(out, Manifest(kind="scores", config=described, counts=counts, made_from=made_from))
-    return load_scores(out)
+    pairs_per_query = n_items if config.choice == "all" else config.per_query
+    return _Plan(
+        shards=split_evenly(len(queries), max(1, config.shard_pairs // pairs_per_query)),
+        pairs_per_query=pairs_per_query,
+        query_ids=queries.ids,
+        inputs={
+            "query_tokens": query_tokens,
+            "item_tokens": item_tokens,
+            "query_embeddings": ray.put(np.asarray(corpus.query_embeddings[rows])),
+            "item_embeddings": ray.put(np.asarray(corpus.item_embeddings)),
+        },
+        fingerprint=hash_json({**made_from, **settings, **nearest}),
+        described={**settings, **nearest, "cross_encoder": config.cross_encoder, "fingerprint": model},
+        made_from=made_from,
+    )
 
 
 def check_replaceable_or_unfinished(out: Path) -> None:
@@ -149,20 +176,24 @@ def check_replaceable_or_unfinished(out: Path) -> None:
         check_replaceable(out)
 
 
-def _run(
-    todo: list[dict[str, int]], config: ScoreConfig, out: Path, fingerprint: str, inputs: dict[str, Any], width: int
-) -> Iterator[dict[str, Any]]:
-    """Score the shards on an actor pool; yields each shard's counts as it is written."""
+def _run(plan: _Plan, todo: list[int], config: ScoreConfig, out: Path) -> Iterator[dict[str, Any]]:
+    """Score these shards on an actor pool; yields each shard's counts as it is written."""
     if not todo:
         return
-    scored = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
+    rows = [{"shard": n, "start": plan.shards[n].start, "stop": plan.shards[n].stop} for n in todo]
+    scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ScoreActor,
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(config.workers, len(todo))),
+        compute=ActorPoolStrategy(size=min(config.workers, len(rows))),
         num_cpus=config.threads,
         num_gpus=1 if torch.cuda.is_available() else 0,
-        fn_constructor_kwargs={"config": config, "folder": str(out.resolve()), "fingerprint": fingerprint, "inputs": inputs},
+        fn_constructor_kwargs={
+            "config": config,
+            "folder": str(out.resolve()),
+            "fingerprint": plan.fingerprint,
+            "inputs": plan.inputs,
+        },
     )
-    total = width * sum(t["stop"] - t["start"] for t in todo)
+    total = plan.pairs_per_query * sum(len(plan.shards[n]) for n in todo)
     batches = scored.iter_batches(batch_size=None, batch_format="numpy")
     yield from track(batches, total, "score pairs", size=lambda b: int(b["rows"].sum()))

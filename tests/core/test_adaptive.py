@@ -40,6 +40,7 @@ def settings_of_a_search(draw):
     return n_items, budget, draw(st.integers(1, budget)), draw(st.integers(0, 99))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.integers(1, 50))
 def test_the_budget_is_split_equally_with_the_rest_first(budget, rounds):
     shares = split_budget(budget, rounds)

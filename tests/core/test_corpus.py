@@ -39,7 +39,9 @@ def test_numeric_ids_become_strings(tmp_path):
 
 def test_queries_by_split_and_labels(tmp_path):
     path = tmp_path / "q.parquet"
-    pq.write_table(pa.table({"query_id": ["1", "2"], "text": ["p", "q"], "item_id": ["a", "b"], "split": ["train", "test"]}), path)
+    pq.write_table(
+        pa.table({"query_id": ["1", "2"], "text": ["p", "q"], "item_id": ["a", "b"], "split": ["train", "test"]}), path
+    )
     queries = read_queries(path, split="test")
     assert (queries.ids, queries.labels) == (("2",), ("b",))
     with pytest.raises(InputError, match="no queries in the split 'dev'"):

@@ -20,7 +20,9 @@ def plain_scores(folder, query_texts, item_texts):
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
-        logits = [model(**tokenizer(q, i, return_tensors="pt")).logits.item() for q, i in zip(query_texts, item_texts, strict=True)]
+        logits = [
+            model(**tokenizer(q, i, return_tensors="pt")).logits.item() for q, i in zip(query_texts, item_texts, strict=True)
+        ]
     return np.array(logits, dtype=np.float32)
 
 
@@ -58,7 +60,9 @@ def test_overlong_pairs_lose_the_end_of_the_item_and_are_counted(tiny_cross_enco
 def test_adapter_is_merged_into_its_base(tiny_cross_encoder, tmp_path):
     torch.manual_seed(1)
     base = AutoModelForSequenceClassification.from_pretrained(tiny_cross_encoder)
-    adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", modules_to_save=["classifier"], task_type="SEQ_CLS"))
+    adapted = get_peft_model(
+        base, LoraConfig(r=4, target_modules="all-linear", modules_to_save=["classifier"], task_type="SEQ_CLS")
+    )
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)

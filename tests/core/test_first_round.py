@@ -2,7 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axn_ray.core.first_round import Bm25Index, dense_first_round, random_first_round
@@ -54,6 +54,7 @@ def test_bm25_refuses_items_without_words_and_n_out_of_range():
         Bm25Index(TEXTS).rank("eat", 6)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.data())
 def test_random_names_each_item_once_and_a_larger_n_appends(n_items, data):
     n = data.draw(st.integers(1, n_items))

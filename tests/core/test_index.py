@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from axn_ray.core import index
-from axn_ray.core.index import order_by_score, top_k
+from axn_ray.core.index import top_k
+from axn_ray.core.ranking import order_by_score
 from axn_ray.errors import InputError
 
 
-@pytest.mark.parametrize("block", [7, 1 << 18])
+@pytest.mark.parametrize("block", [70, 1 << 18])
 def test_equals_a_full_sort_whatever_the_block(monkeypatch, block):
-    monkeypatch.setattr(index, "BLOCK", block)
+    monkeypatch.setattr(index, "BLOCK_SCORES", block)
     rng = np.random.default_rng(0)
     items, queries = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
     found, scores = top_k(items, queries, 20)
@@ -27,3 +28,10 @@ def test_bad_k_and_shapes():
         top_k(items, items, 4)
     with pytest.raises(InputError, match="same dim"):
         top_k(items, np.zeros((1, 5), dtype=np.float32), 1)
+
+
+def test_ties_at_the_cut_go_to_the_smaller_index_too():
+    items = np.repeat(np.eye(4, dtype=np.float32), 25, axis=0)
+    found, scores = top_k(items, np.array([[0, 1, 0, 0]], dtype=np.float32), 40)
+    assert found[0].tolist() == [*range(25, 50), *range(15)]
+    assert scores[0].tolist() == [1.0] * 25 + [0.0] * 15

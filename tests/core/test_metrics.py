@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_measures import R
 
-from axn_ray.core.index import order_by_score
 from axn_ray.core.metrics import bootstrap_interval, exact_top_k, label_metrics, recall_at_k
+from axn_ray.core.ranking import order_by_score
 from axn_ray.errors import InputError
 
 

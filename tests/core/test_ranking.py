@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axn_ray.core.ranking import top_items
@@ -9,6 +9,7 @@ from axn_ray.errors import InputError, ModelError
 FEW_VALUES = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 2.0, 2.5]), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(FEW_VALUES, st.data())
 def test_equals_a_full_sort_with_ties_by_item_index(values, data):
     scores = np.array(values, dtype=np.float32)

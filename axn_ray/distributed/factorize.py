@@ -1,0 +1,159 @@
+"""Spreads a factorization over workers on Ray Train: each holds the observations of its own share of the queries.
+
+`core.fitting` says what a step is; here are the collectives, the checkpoints and the restarts.
+"""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from axn_ray.core.artifact import check_replaceable, hash_json, new_artifact
+from axn_ray.core.factorization import (
+    Factorization,
+    build_factorization,
+    describe_factorization,
+    load_factorization,
+    save_factorization,
+)
+from axn_ray.core.fitting import Epoch, FactorizationConfig, Fit, FitInputs, share_queries
+from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
+from axn_ray.core.towers import State
+from axn_ray.errors import FitError
+
+logger = logging.getLogger(__name__)
+
+STATE = "state.pt"
+
+
+def factorize(
+    score_matrix: ScoreMatrix,
+    item_embeddings: FloatArray,
+    query_embeddings: FloatArray,
+    config: FactorizationConfig,
+    out: Path,
+    *,
+    made_from: Mapping[str, str],
+    num_workers: int,
+    threads: int,
+    storage: Path,
+) -> Factorization:
+    """Write the `factorization` artifact `out`: items (n_items, dim), train queries (n_queries, dim) of the dual-encoder.
+
+    Takes the steps of `core.factorization.fit`, on `num_workers` processes with `threads` CPU threads each. Checkpoints go
+    to `storage`, which all nodes must see; the same call with the same storage goes on where an earlier one stopped, also
+    with another number of workers.
+
+    Raises:
+        InputError: see `FitInputs` and `ScoreScale.fit`.
+        FitError: the fit diverged.
+    """
+    check_replaceable(out)
+    inputs = FitInputs(score_matrix, np.asarray(item_embeddings), np.asarray(query_embeddings))
+    scale = inputs.fit_scale()
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config={
+            "inputs": ray.put(inputs),
+            "scale": scale,
+            "config": config.model_dump(),
+            "threads": threads,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": threads}
+        ),
+        run_config=RunConfig(
+            name=_run_name(config, scale, made_from),
+            storage_path=str(storage.resolve()),
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    result = trainer.fit()
+    if result.return_value is not None:
+        raise FitError(result.return_value)
+    state = _read_state(result.checkpoint)
+    epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+    for epoch in epochs:
+        logger.info("%s", epoch)
+    factorization = build_factorization(inputs, scale, config, state["best"], epochs)
+    with new_artifact(out, describe_factorization(factorization, config, made_from)) as folder:
+        save_factorization(folder, factorization)
+    return load_factorization(out)
+
+
+def _run_name(config: FactorizationConfig, scale: ScoreScale, made_from: Mapping[str, str]) -> str:
+    """The same for the same fit. The fitted scale stands for the arrays, should `made_from` not name all of them."""
+    identity = {**config.model_dump(), "made_from": dict(made_from), "scale": f"{scale.alpha:.6g} {scale.beta:.6g}"}
+    return f"factorization-{hash_json(identity)[:12]}"
+
+
+def _train_loop(loop_config: dict[str, Any]) -> str | None:
+    """One worker's part of the fit. Returns what went wrong with a fit that diverged: it would diverge again on a retry."""
+    torch.set_num_threads(loop_config["threads"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    inputs: FitInputs = ray.get(loop_config["inputs"])
+    queries = share_queries(inputs.score_matrix, world)[rank]
+    fit = Fit(inputs, loop_config["scale"], FactorizationConfig(**loop_config["config"]), queries, _RayWorkers())
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        fit.load_state_dict(_read_state(checkpoint))
+    while not fit.is_done:
+        try:
+            epoch = fit.run_epoch()
+        except FitError as error:
+            return str(error)
+        state = fit.state_dict()
+        with tempfile.TemporaryDirectory() as folder:
+            if rank == 0:
+                torch.save(state, Path(folder) / STATE)
+            ray.train.report(asdict(epoch), checkpoint=Checkpoint.from_directory(folder) if rank == 0 else None)
+    return None
+
+
+def _read_state(checkpoint: Checkpoint) -> State:
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder) / STATE, weights_only=True, map_location="cpu")
+
+
+class _RayWorkers:
+    """The workers of a Ray Train run; see `core.towers.Workers`."""
+
+    def __init__(self) -> None:
+        self.device: torch.device = get_device()
+
+    def replicate(self, towers: nn.Module) -> nn.Module:
+        """DDP over the towers, with a sum in the place of DDP's mean."""
+        replica = prepare_model(towers)
+        if isinstance(replica, DistributedDataParallel):
+            replica.register_comm_hook(None, _sum_gradients)
+        return replica
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All-gather of blocks padded to the longest; NCCL, unlike gloo, has no sparse all-reduce."""
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, torch.tensor([len(rows)], device=self.device))
+        lengths = [int(size) for size in sizes]
+        padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def _sum_gradients(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    summed = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return summed.then(lambda done: done.value()[0])

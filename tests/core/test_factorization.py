@@ -1,0 +1,293 @@
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from axn_ray.core.artifact import new_artifact
+from axn_ray.core.factorization import (
+    Factorization,
+    describe_factorization,
+    fit,
+    load_factorization,
+    save_factorization,
+)
+from axn_ray.core.fitting import FactorizationConfig, Fit, FitInputs, share_queries
+from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
+from axn_ray.core.towers import GatedTower, Workers
+from axn_ray.errors import ArtifactError, FitError, InputError
+
+NEVER = 50  # items that no query scores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def low_rank_world(n_queries=300, n_items=2000, dim=32, per_query=60):
+    """The CE sees linear distortions of the DE's embeddings; its logits lie around -4. The last items are never scored."""
+    rng = np.random.default_rng(0)
+    items, queries = unit(rng.normal(size=(n_items, dim))), unit(rng.normal(size=(n_queries, dim)))
+    distortions = np.eye(dim) + 0.25 * rng.normal(size=(2, dim, dim))
+    scores = (3 * (queries @ distortions[0]) @ (items @ distortions[1]).T - 4).astype(np.float32)
+    rows = np.repeat(np.arange(n_queries), per_query)
+    columns = np.concatenate([rng.permutation(n_items - NEVER)[:per_query] for _ in range(n_queries)])
+    return ScoreMatrix.from_triples(rows, columns, scores[rows, columns], n_queries, n_items), items, queries
+
+
+@pytest.fixture(scope="module")
+def world():
+    return low_rank_world()
+
+
+@pytest.fixture(scope="module")
+def small_world():
+    return low_rank_world(n_queries=20, n_items=80, dim=8, per_query=12)
+
+
+def quick(method, **given):
+    return FactorizationConfig(**{"method": method, "learning_rate": 3e-3, "batch_size": 128, "epochs": 5, **given})
+
+
+def assert_equal(first, second):
+    np.testing.assert_array_equal(first.item_embeddings, second.item_embeddings)
+    assert (first.scale, first.record) == (second.scale, second.record)
+    if first.query_tower is not None:
+        for mine, theirs in zip(first.query_tower.parameters(), second.query_tower.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def held_out_errors(world, config, u, v):
+    """The slow twin: prediction minus scaled score of every held-out pair, one by one."""
+    matrix, items, queries = world
+    inputs = FitInputs(matrix, items, queries)
+    scale = inputs.fit_scale()
+    pairs = list(zip(matrix.query_index.tolist(), matrix.item_index.tolist(), matrix.scores.tolist(), strict=True))
+    held_out = [pairs[n] for n in np.flatnonzero(inputs.held_out(config))]
+    return np.array([float(u[q] @ v[i]) - scale.beta * (score - scale.alpha) for q, i, score in held_out])
+
+
+@pytest.mark.parametrize(("method", "share"), [("mf_ind", 0.2), ("mf_trns", 0.7)])
+def test_a_low_rank_matrix_is_recovered(world, method, share):
+    record = fit(*world, quick(method)).record
+    assert record.held_out_rmse < share * record.start_rmse
+
+
+def test_mf_trns_moves_observed_items_only(world):
+    matrix, items, queries = world
+    fitted = fit(*world, quick("mf_trns")).item_embeddings
+    observed = np.isin(np.arange(len(items)), matrix.item_index)
+    assert (~observed).sum() >= NEVER
+    np.testing.assert_array_equal(fitted[~observed], items[~observed])
+    # A few observed items may have all their pairs held out.
+    assert (fitted[observed] != items[observed]).any(axis=1).mean() > 0.99
+
+
+def test_mf_trns_queries_stay_and_mf_ind_queries_go_through_the_tower(small_world):
+    _, _, queries = small_world
+    free, towers = (fit(*small_world, quick(method, epochs=1)) for method in ("mf_trns", "mf_ind"))
+    np.testing.assert_array_equal(free.embed_queries(queries), queries)
+    with torch.no_grad():
+        expected = towers.query_tower(torch.from_numpy(queries)).numpy()
+    np.testing.assert_allclose(towers.embed_queries(queries), expected, atol=1e-6)
+    with pytest.raises(InputError, match=r"query embeddings are \(20, 7\), items have dim 8"):
+        free.embed_queries(queries[:, :7])
+
+
+def test_rmse_is_that_of_the_slow_twin(small_world):
+    _, items, queries = small_world
+    config = quick("mf_ind", epochs=3, batch_size=16)
+    fitted = fit(*small_world, config)
+    errors = held_out_errors(small_world, config, fitted.embed_queries(queries), fitted.item_embeddings)
+    assert fitted.record.held_out_rmse == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-5)
+    errors = held_out_errors(small_world, config, queries, items)
+    assert fitted.record.start_rmse == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-5)
+
+
+def test_one_step_of_mf_trns_is_that_of_the_slow_twin(small_world):
+    matrix, items, queries = small_world
+    config = quick("mf_trns", epochs=1, batch_size=10**6, learning_rate=0.01)
+    inputs = FitInputs(*small_world)
+    train, targets = ~inputs.held_out(config), inputs.fit_scale().scale(matrix.scores)
+    gradient = np.zeros(items.shape)
+    for q, i, y in zip(matrix.query_index[train], matrix.item_index[train], targets[train], strict=True):
+        gradient[i] += 2 / train.sum() * (queries[q] @ items[i] - y) * queries[q]
+    # Adam's first step: the gradient over its absolute value.
+    expected = items - 0.01 * gradient / (np.abs(gradient) + 1e-8)
+    np.testing.assert_allclose(fit(*small_world, config).item_embeddings, expected, atol=1e-5)
+
+
+def test_a_fresh_gated_tower_is_almost_the_identity():
+    x = torch.from_numpy(unit(np.random.default_rng(1).normal(size=(100, 32))))
+    tower = GatedTower(32)
+    with torch.no_grad():
+        assert (tower(x) - x).norm(dim=1).max() < 0.02
+        share = torch.sigmoid(torch.tensor(-5.0))
+        inner = torch.nn.functional.gelu(x @ tower.inner.weight.T + tower.inner.bias)
+        expected = share * (inner @ tower.outer.weight.T + tower.outer.bias) + (1 - share) * x
+        torch.testing.assert_close(tower(x), expected)
+
+
+@pytest.mark.parametrize("method", ["mf_ind", "mf_trns"])
+def test_the_seed_alone_decides(small_world, method):
+    state = torch.get_rng_state()
+    first = fit(*small_world, quick(method, epochs=2, batch_size=16))
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(99)
+    assert_equal(first, fit(*small_world, quick(method, epochs=2, batch_size=16)))
+    other = fit(*small_world, quick(method, epochs=2, batch_size=16, seed=1))
+    assert (first.item_embeddings != other.item_embeddings).any()
+
+
+class Threads(Workers):
+    """Workers that are threads of this process and meet at a barrier."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank, parts, barrier):
+        self.rank, self.parts, self.barrier = rank, parts, barrier
+
+    def gather(self, rows):
+        self.parts[self.rank] = rows
+        self.barrier.wait(timeout=30)
+        everyone = torch.cat(self.parts)
+        self.barrier.wait(timeout=30)
+        return everyone
+
+
+def test_workers_share_a_fit_and_any_number_of_them_goes_on(small_world):
+    config = quick("mf_trns", batch_size=16)
+    inputs = FitInputs(*small_world)
+    scale, alone = inputs.fit_scale(), fit(*small_world, config)
+    states, parts, barrier = [None] * 3, [None] * 3, threading.Barrier(3)
+    shares = [range(0, 5), range(5, 5), range(5, 20)]  # one worker has nothing to do
+
+    def work(rank):
+        part = Fit(inputs, scale, config, shares[rank], Threads(rank, parts, barrier))
+        part.run_epoch()
+        part.run_epoch()
+        states[rank] = part.state_dict()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run = Fit(inputs, scale, config)
+    run.load_state_dict(states[0])
+    assert states[2]["model"]["queries"].shape == (20, 8)
+    while not run.is_done:
+        run.run_epoch()
+    np.testing.assert_allclose(run.best["items"].numpy(), alone.item_embeddings, atol=1e-5)
+    assert len(run.epochs) == alone.record.epochs
+
+
+def test_queries_are_shared_by_their_observations():
+    counts = np.array([9, 1, 0, 1, 1, 8, 0])
+    rows = np.repeat(np.arange(7), counts)
+    columns = np.concatenate([np.arange(n) for n in counts])
+    matrix = ScoreMatrix.from_triples(rows, columns, np.ones(20, dtype=np.float32), 7, 10)
+    assert share_queries(matrix, 1) == [range(0, 7)]
+    assert share_queries(matrix, 2) == [range(0, 2), range(2, 7)]
+    for workers in (3, 7, 30):
+        assert [q for share in share_queries(matrix, workers) for q in share] == list(range(7))
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_fit(world):
+    config = quick("mf_trns", learning_rate=0.03, epochs=40, patience=2)
+    record = fit(*world, config).record
+    assert record.epochs == record.best_epoch + 2 < 40
+    until_best = fit(*world, quick("mf_trns", learning_rate=0.03, epochs=record.best_epoch))
+    np.testing.assert_array_equal(until_best.item_embeddings, fit(*world, config).item_embeddings)
+
+
+def test_a_fit_that_is_worse_than_none_is_loud(small_world, caplog):
+    matrix, items, queries = small_world
+    scores = (queries @ items.T)[matrix.query_index, matrix.item_index]
+    perfect = ScoreMatrix.from_triples(matrix.query_index, matrix.item_index, scores, 20, 80)
+    with caplog.at_level(logging.WARNING, logger="axn_ray"):
+        record = fit(perfect, items, queries, quick("mf_trns", epochs=1, learning_rate=0.1)).record
+    (warning,) = caplog.records
+    assert "THE FIT IS WORSE THAN NONE" in warning.message
+    assert f"{record.held_out_rmse:.5f}" in warning.message
+    assert f"{record.start_rmse:.5f}" in warning.message
+
+
+@pytest.mark.parametrize("method", ["mf_ind", "mf_trns"])
+def test_a_fit_that_diverges_names_the_cure(small_world, method):
+    with pytest.raises(FitError, match=r"the error is (nan|inf) .* in epoch 1; lower learning_rate=1e\+30"):
+        fit(*small_world, quick(method, learning_rate=1e30, batch_size=16))
+
+
+def with_nan(array):
+    return np.where(np.arange(len(array))[:, None] == 3, np.float32(np.nan), array)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, v, q: (m, v[:-1], q), r"item embeddings are float32 \(79, 8\), the score matrix needs float32 \(80, dim\)"),
+        (lambda m, v, q: (m, v, q[0]), r"query embeddings are float32 \(8,\), the score matrix needs float32 \(20, dim\)"),
+        (lambda m, v, q: (m, v.astype(np.float64), q), "item embeddings are float64"),
+        (lambda m, v, q: (m, v, q[:, :5]), "item and query embeddings have 8 and 5 dimensions; take both from one"),
+        (lambda m, v, q: (m, with_nan(v), q), r"1 item embeddings are NaN or infinite \(first: row 3\); embed them again"),
+        (lambda m, v, q: (m, v, with_nan(q)), r"1 query embeddings are NaN or infinite \(first: row 3\); embed them again"),
+        (lambda m, v, q: (ScoreMatrix(m.indptr, m.item_index, m.scores * np.inf, 80), v, q), "NaN or infinite scores"),
+        (lambda m, v, q: (ScoreMatrix(m.indptr * 0, m.item_index[:0], m.scores[:0], 80), v, q), "0 observed scores are too few"),
+        (lambda m, v, q: (ScoreMatrix(m.indptr, m.item_index, m.scores * 0, 80), v, q), "CE scores without spread"),
+    ],
+)
+def test_bad_inputs_are_refused_at_the_door(small_world, change, message):
+    with pytest.raises(InputError, match=message):
+        fit(*change(*small_world), quick("mf_trns"))
+
+
+def test_defaults_follow_the_method():
+    ind, trns = FactorizationConfig(), FactorizationConfig(method="mf_trns")
+    assert (ind.method, ind.epochs, trns.epochs) == ("mf_ind", 12, 10)
+    assert FactorizationConfig(method="mf_trns", epochs=3).epochs == 3
+    assert FactorizationConfig(**trns.model_dump()) == trns
+    with pytest.raises(ValidationError, match="method"):
+        FactorizationConfig(method="svd")
+
+
+@pytest.mark.parametrize("method", ["mf_ind", "mf_trns"])
+def test_an_artifact_gives_back_what_was_saved(small_world, tmp_path, method):
+    config = quick(method, epochs=2, batch_size=16)
+    fitted = fit(*small_world, config)
+    manifest = describe_factorization(fitted, config, {"scores": "abc"})
+    with new_artifact(tmp_path / "fitted", manifest) as folder:
+        save_factorization(folder, fitted)
+    assert_equal(fitted, load_factorization(tmp_path / "fitted"))
+    assert manifest.config["method"] == method
+    assert manifest.counts["items"] == 80
+    assert {path.suffix for path in (tmp_path / "fitted").iterdir()} <= {".json", ".npy", ".safetensors"}
+
+
+def test_embeddings_without_a_fit_can_be_saved_too(small_world, tmp_path):
+    plain = Factorization(small_world[1], ScoreScale(-4.0, 0.5))
+    with new_artifact(tmp_path / "plain", describe_factorization(plain, FactorizationConfig(), {})) as folder:
+        save_factorization(folder, plain)
+    assert_equal(plain, load_factorization(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("name", ["item_embeddings.npy", "query_tower.safetensors"])
+def test_a_damaged_file_is_named(small_world, tmp_path, name):
+    config = quick("mf_ind", epochs=1)
+    fitted = fit(*small_world, config)
+    with new_artifact(tmp_path / "fitted", describe_factorization(fitted, config, {})) as folder:
+        save_factorization(folder, fitted)
+    whole = (tmp_path / "fitted" / name).read_bytes()
+    (tmp_path / "fitted" / name).write_bytes(whole[:-9])
+    with pytest.raises(ArtifactError, match="has a damaged file .*; run the factorization again"):
+        load_factorization(tmp_path / "fitted")

@@ -1,0 +1,134 @@
+"""The command line as a user meets it: bad input is one sentence that names the cure, exit 1, nothing half-written."""
+
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import axn_ray
+from axn_ray.cli import app
+
+ITEMS = {"item_id": ["a", "b", "c"], "text": ["run fast", "walk", "stand still"]}
+QUERIES = {"query_id": ["1", "2", "3"], "text": ["he ran", "she walked", "it stood"], "split": ["train", "train", "test"]}
+
+
+@pytest.fixture
+def axn(ray_session):
+    def run(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        return result.exit_code, result.output
+
+    return run
+
+
+@pytest.fixture
+def files(tmp_path):
+    pq.write_table(pa.table(ITEMS), tmp_path / "items.parquet")
+    pq.write_table(pa.table(QUERIES), tmp_path / "queries.parquet")
+    return tmp_path
+
+
+def failure(code, output):
+    """The one sentence of a failed call."""
+    assert code == 1, output
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, output
+    assert "Traceback" not in output
+    return errors[0]
+
+
+def embed(axn, files, out="embeddings", **paths):
+    items, queries = paths.get("items", files / "items.parquet"), paths.get("queries", files / "queries.parquet")
+    return axn("embed", "--items", items, "--queries", queries, "--out", files / out)
+
+
+def test_version_and_help_in_a_process_of_their_own():
+    command = [sys.executable, "-m", "axn_ray.cli"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from axn_ray.cli import main; main()", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == axn_ray.__version__, (command, done.stderr)
+
+
+def test_every_stage_explains_itself():
+    for stage in ("demo", "embed", "score", "factorize", "search", "evaluate", "train-cross-encoder"):
+        result = CliRunner().invoke(app, [stage, "--help"])
+        assert result.exit_code == 0, stage
+        assert "--" in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"item_id": ["a", "b", "a"]}, "id 'a' stands in rows 0 and 2; ids must be unique"),
+        ({"item_id": [], "text": []}, "holds no items"),
+        ({"text": ["x", " ", "y"]}, "text of row 1 is empty"),
+    ],
+)
+def test_bad_items(axn, files, change, message):
+    pq.write_table(pa.table({**ITEMS, **change}), files / "bad.parquet")
+    assert message in failure(*embed(axn, files, items=files / "bad.parquet"))
+    assert not (files / "embeddings").exists()
+
+
+def test_truncated_and_missing_files(axn, files):
+    cut = files / "cut.parquet"
+    cut.write_bytes((files / "items.parquet").read_bytes()[:-30])
+    assert "it may be truncated" in failure(*embed(axn, files, items=cut))
+    assert "does not exist" in failure(*embed(axn, files, queries=files / "none.parquet"))
+    assert sorted(path.name for path in files.iterdir()) == ["cut.parquet", "items.parquet", "queries.parquet"]
+
+
+def test_flags_win_over_yaml_and_unknown_names_are_refused(axn, files):
+    (files / "bad.yaml").write_text("iitems: x\n")
+    assert "iitems: Extra inputs are not permitted" in failure(
+        *axn("embed", "--config", files / "bad.yaml", "--out", files / "e")
+    )
+    (files / "good.yaml").write_text(f"items: {files}/items.parquet\nqueries: {files}/none.parquet\n")
+    assert "none.parquet does not exist" in failure(*axn("embed", "--config", files / "good.yaml", "--out", files / "e"))
+
+
+def test_models_that_do_not_exist(axn, files):
+    items, queries = files / "items.parquet", files / "queries.parquet"
+    code, output = axn("embed", "--items", items, "--queries", queries, "--dual-encoder", "no-such/model", "--out", files / "e")
+    assert "dual-encoder 'no-such/model' cannot be loaded" in failure(code, output)
+    assert not (files / "e").exists()
+
+
+def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
+    assert embed(axn, files)[0] == 0
+    embeddings, ce = files / "embeddings", ["--cross-encoder", tiny_cross_encoder]
+    missing = axn("score", "--embeddings", embeddings, "--cross-encoder", "no-such/model", "--per-query", 2, "--out", files / "s")
+    assert "cross-encoder 'no-such/model' cannot be loaded" in failure(*missing)
+    assert not (files / "s").exists()
+    too_many = axn("score", "--embeddings", embeddings, *ce, "--per-query", 9, "--out", files / "s")
+    assert "per_query=9 exceeds the 3 items" in failure(*too_many)
+    code, output = axn("score", "--embeddings", embeddings, *ce, "--per-query", 2, "--out", files / "scores")
+    assert code == 0, output
+    code, output = axn("score", "--embeddings", embeddings, *ce, "--split", "test", "--choice", "all", "--out", files / "truth")
+    assert code == 0, output
+    code, output = axn(
+        "factorize", "--embeddings", embeddings, "--scores", files / "scores", "--epochs", 2, "--storage", files / "storage",
+        "--out", files / "mf_ind",
+    )  # fmt: skip
+    assert code == 0, output
+    search = ["search", "he [ran]", "--embeddings", embeddings, "--factorization", files / "mf_ind", *ce]
+    code, output = axn(*search, "--budget", 3, "--rounds", 2)
+    assert code == 0
+    assert "3 CE calls" in output
+    over = failure(*axn(*search, "--budget", 500))
+    assert "budget=500 exceeds the 3 items in the index; lower the budget or add items" in over
+    assert "the query is empty" in failure(*axn("search", " ", *search[2:], "--budget", 3, "--rounds", 1))
+    evaluate = ["evaluate", "--embeddings", embeddings, "--truth", files / "truth", "--mf-ind", files / "mf_ind"]
+    settings = ["--methods", "rnr_de", "--methods", "axn_ridge_mf_ind", "--rounds", 2, "--budgets", 2, "--k", 1]
+    code, output = axn(*evaluate, *settings, "--out", files / "evaluation")
+    assert code == 0, output
+    assert (files / "evaluation/recall.png").stat().st_size > 10_000
+    over = failure(*axn(*evaluate, *settings, "--budgets", 50, "--out", files / "evaluation2"))
+    assert "budget=50 exceeds the 3 items" in over
+    assert not (files / "evaluation2").exists()
+    partial = ["evaluate", "--embeddings", embeddings, "--truth", files / "scores", *settings, "--out", files / "evaluation2"]
+    assert "4 of 6 pairs are scored; exact truth needs all of them" in failure(*axn(*partial))
