@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_origin
+from typing import Annotated, Any, Optional, TypeVar, get_origin
 
 import ray.exceptions
 import typer
@@ -65,7 +65,7 @@ def stage_command(model: type[C], run: Callable[..., None]) -> Callable[..., Non
     config_flag = Annotated[Path | None, typer.Option(help="YAML file with any of the flags below")]
     parameters.append(inspect.Parameter("config", keyword, annotation=config_flag, default=None))
     for name, field in model.model_fields.items():
-        kind = field.annotation if get_origin(field.annotation) is not None else field.annotation | None
+        kind: Any = field.annotation if get_origin(field.annotation) is not None else Optional[field.annotation]  # noqa: UP045
         default = "" if field.is_required() else f" [default: {field.get_default(call_default_factory=True)}]"
         option = typer.Option(help=(field.description or "") + default, show_default=False)
         parameters.append(inspect.Parameter(name, keyword, annotation=Annotated[kind, option], default=None))

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from axn_ray import sample
 from axn_ray.command import one_sentence_errors
-from axn_ray.core.factorization import FactorizationConfig
+from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.report import terminal_table
 from axn_ray.core.searcher import SearchConfig, Searcher, hits_table
 from axn_ray.distributed.cluster import join_cluster

@@ -25,9 +25,7 @@ def ray_session():
     """A local Ray with 8 logical CPUs."""
     import ray
 
-    ray.init(
-        num_cpus=8, include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False, logging_level="error"
-    )
+    ray.init(num_cpus=8, include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
 

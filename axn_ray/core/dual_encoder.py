@@ -40,11 +40,6 @@ class DualEncoder:
         model[1].register_forward_pre_hook(_to_float)
         self._model = model
 
-    @property
-    def dim(self) -> int:
-        """Numbers per embedding."""
-        return int(self._model.get_embedding_dimension())
-
     def embed_items(self, texts: Sequence[str], batch_size: int = 64) -> FloatArray:
         """Texts (n) -> (n, dim) float32, unit norm where the model normalizes."""
         return self._checked(self._model.encode_document(list(texts), batch_size=batch_size, show_progress_bar=False))

@@ -10,18 +10,19 @@ from typing import Literal
 import numpy as np
 
 from axn_ray.core.estimators import Estimator, Pinv, Ridge
-from axn_ray.core.first_round import Bm25Index, dense_first_round
+from axn_ray.core.first_round import Bm25Index, dense_first_round, random_first_round
 from axn_ray.core.score_matrix import FloatArray, ScoreScale
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
-BM25 = "bm25"
+BM25, RANDOM = "bm25", "random"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to spend the budget. `first_round` and `embeddings` name embeddings of the search space (or `bm25`).
+    """A way to spend the budget.
 
+    `first_round` and `embeddings` name embeddings of the search space; a first round may also be `bm25` or `random`.
     One round is retrieve-and-rerank (RnR). `blend` is the paper's lambda for `pinv`; the variances belong to `ridge`.
 
     Raises:
@@ -50,6 +51,12 @@ METHODS: Mapping[str, Method] = {
     "rnr_mf_ind": Method(name="RnR, MF_Ind", first_round="mf_ind"),
     "axn_pinv_de": Method(name="AXN pinv, DE", first_round="de", embeddings="de", estimator="pinv", rounds=10),
     "axn_pinv_mf_trns": Method(name="AXN pinv, MF_Trns", first_round="de", embeddings="mf_trns", estimator="pinv", rounds=10),
+    "axn_pinv_mf_ind_bm25": Method(
+        name="AXN pinv, MF_Ind, BM25 first", first_round=BM25, embeddings="mf_ind", estimator="pinv", rounds=10
+    ),
+    "axn_pinv_mf_ind_random": Method(
+        name="AXN pinv, MF_Ind, random first", first_round=RANDOM, embeddings="mf_ind", estimator="pinv", rounds=10
+    ),
     "axn_pinv_mf_ind": Method(name="AXN pinv, MF_Ind", first_round="mf_ind", embeddings="mf_ind", estimator="pinv", rounds=10),
     "axn_blend_mf_ind": Method(
         name="AXN pinv λ=0.5, MF_Ind", first_round="mf_ind", embeddings="mf_ind", estimator="pinv", rounds=10, blend=0.5
@@ -128,7 +135,7 @@ class SearchSpace:
         Raises:
             InputError: embeddings of that name, or BM25, are missing.
         """
-        known = {*self.embeddings, *([BM25] if self.bm25 is not None else [])}
+        known = {RANDOM, *self.embeddings, *([BM25] if self.bm25 is not None else [])}
         for method in methods:
             for name in (method.first_round, method.embeddings):
                 if name is not None and name not in known:
@@ -157,6 +164,8 @@ def prepare(method: Method, space: SearchSpace, query: int, n_first: int) -> tup
     space.check_methods([method])
     if method.first_round == BM25 and space.bm25 is not None:
         ranking = space.bm25.rank(space.query_texts[query], n_first)
+    elif method.first_round == RANDOM:
+        ranking = random_first_round(space.n_items, n_first, np.random.default_rng(query))
     else:
         first = space.embeddings[method.first_round]
         ranking = dense_first_round(first.items, first.queries[query], n_first)

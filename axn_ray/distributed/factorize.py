@@ -20,7 +20,8 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from axn_ray.core.artifact import check_replaceable, hash_json, new_artifact
+from axn_ray.core.artifact import check_replaceable, check_same_inputs, hash_json, new_artifact, read_manifest
+from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.factorization import (
     Factorization,
     build_factorization,
@@ -30,8 +31,9 @@ from axn_ray.core.factorization import (
 )
 from axn_ray.core.fitting import Epoch, FactorizationConfig, Fit, FitInputs, share_queries
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
+from axn_ray.core.score_store import load_scores
 from axn_ray.core.towers import State
-from axn_ray.errors import FitError
+from axn_ray.errors import ArtifactError, FitError
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,40 @@ def factorize(
     with new_artifact(out, describe_factorization(factorization, config, made_from)) as folder:
         save_factorization(folder, factorization)
     return load_factorization(out)
+
+
+def factorize_scores(
+    embeddings: Path,
+    scores: Path,
+    config: FactorizationConfig,
+    out: Path,
+    *,
+    num_workers: int = 2,
+    threads: int = 1,
+    storage: Path = Path("runs/train"),
+) -> Factorization:
+    """The stage: artifacts `embeddings` and `scores` in, the `factorization` artifact `out`. See `factorize`.
+
+    Raises:
+        ArtifactError: scores of other items or queries than those embedded.
+    """
+    corpus, observed = load_embedded_corpus(embeddings), load_scores(scores)
+    check_same_inputs(scores, read_manifest(scores, "scores"), {"items": corpus.items.fingerprint})
+    unknown = [query_id for query_id in observed.query_ids if query_id not in corpus.queries.index_of]
+    if unknown:
+        raise ArtifactError(f"{scores} knows query {unknown[0]!r}, {embeddings} does not; score the embedded queries")
+    rows = [corpus.queries.index_of[query_id] for query_id in observed.query_ids]
+    return factorize(
+        observed.matrix,
+        corpus.item_embeddings,
+        corpus.query_embeddings[rows],
+        config,
+        out,
+        made_from={**observed.made_from, "dual_encoder": corpus.dual_encoder},
+        num_workers=num_workers,
+        threads=threads,
+        storage=storage,
+    )
 
 
 def _run_name(config: FactorizationConfig, scale: ScoreScale, made_from: Mapping[str, str]) -> str:

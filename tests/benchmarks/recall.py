@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from axn_ray import sample
-from axn_ray.core.factorization import FactorizationConfig
+from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.report import markdown_table
 from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.embed import EmbedConfig, embed
@@ -48,9 +48,7 @@ def main():
     (DOCS / "recall.md").write_text(markdown_table(summary))
 
     def at(method, rounds, budget, k):
-        row = next(
-            r for r in summary if (r["method"], r["rounds"], r["budget"], r["k"]) == (method, rounds, budget, k)
-        )
+        row = next(r for r in summary if (r["method"], r["rounds"], r["budget"], r["k"]) == (method, rounds, budget, k))
         return round(100 * row["recall"], 1)
 
     record(
