@@ -18,6 +18,7 @@ import pyarrow.parquet
 from axn_ray.errors import InputError
 
 SPLITS = ("train", "dev", "test")
+TEMPLATE = "{title}: {text}"  # what the encoders read of an item that has a title
 
 
 def _check_column(what: str, name: str, values: Sequence[str | None]) -> None:
@@ -75,7 +76,8 @@ class Items:
     @cached_property
     def full_texts(self) -> list[str]:
         """What the encoders read, one string per item: `title: text`, or the text alone where there is no title."""
-        return [f"{title}: {text}" if title else text for title, text in zip(self.titles, self.texts, strict=True)]
+        pairs = zip(self.titles, self.texts, strict=True)
+        return [TEMPLATE.format(title=title, text=text) if title else text for title, text in pairs]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from axn_ray.core.index import top_k
+from axn_ray.core.index import nearest_items
 from axn_ray.core.models import MINILM, choose_dtype, locate_model
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import FitError, InputError
@@ -57,7 +57,7 @@ def mine_candidates(
     if n_items <= n_negatives:
         raise InputError(f"{n_items} items cannot give {n_negatives} negatives per query; add items or ask for fewer")
     pool = min(config.hard_pool + 1, n_items)
-    nearest, _ = top_k(item_embeddings, query_embeddings, pool)
+    nearest, _ = nearest_items(item_embeddings, query_embeddings, pool)
     candidates = np.empty((len(label_index), 1 + n_negatives), dtype=np.int32)
     for row, label in enumerate(label_index):
         near = nearest[row][nearest[row] != label]

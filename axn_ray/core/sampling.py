@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from axn_ray.core.index import top_k
+from axn_ray.core.index import nearest_items
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
@@ -33,7 +33,7 @@ def choose_items(
         return np.tile(np.arange(n_items, dtype=np.int32), (n_queries, 1))
     check_per_query(per_query, n_items)
     if choice == "nearest":
-        return np.sort(top_k(item_embeddings, query_embeddings, per_query)[0], axis=1)
+        return np.sort(nearest_items(item_embeddings, query_embeddings, per_query)[0], axis=1)
     drawn = [rng.choice(n_items, per_query, replace=False) for _ in range(n_queries)]
     return np.sort(np.array(drawn, dtype=np.int32), axis=1)
 

@@ -65,25 +65,15 @@ def factorize(
     check_replaceable(out)
     inputs = FitInputs(score_matrix, np.asarray(item_embeddings), np.asarray(query_embeddings))
     scale = inputs.fit_scale()
-    trainer = TorchTrainer(
-        _train_loop,
-        train_loop_config={
-            "inputs": ray.put(inputs),
-            "scale": scale,
-            "config": config.model_dump(),
-            "threads": threads,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": threads}
-        ),
-        run_config=RunConfig(
-            name=_run_name(config, scale, made_from),
-            storage_path=str(storage.resolve()),
-            failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-        ),
+    run_config = RunConfig(
+        name=_run_name(config, scale, made_from),
+        storage_path=str(storage.resolve()),
+        failure_config=FailureConfig(max_failures=3),
+        checkpoint_config=CheckpointConfig(num_to_keep=1),
     )
-    result = trainer.fit()
+    loop_config = {"inputs": ray.put(inputs), "scale": scale, "config": config.model_dump(), "threads": threads}
+    scaling = _scaling(num_workers, threads)
+    result = TorchTrainer(_train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config).fit()
     if result.return_value is not None:
         raise FitError(result.return_value)
     state = _read_state(result.checkpoint)
@@ -128,6 +118,17 @@ def factorize_scores(
         threads=threads,
         storage=storage,
     )
+
+
+def _scaling(num_workers: int, threads: int) -> ScalingConfig:
+    """`num_workers` processes with a GPU each, where there are any; says so when the cluster is too small for them now."""
+    needed, there = num_workers * threads, ray.cluster_resources().get("CPU", 0)
+    if needed > there:
+        logger.warning(
+            "%d workers x %d threads need %d CPUs, the cluster has %d: waiting for nodes; add some or lower workers or threads",
+            *(num_workers, threads, needed, there),
+        )
+    return ScalingConfig(num_workers=num_workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": threads})
 
 
 def _run_name(config: FactorizationConfig, scale: ScoreScale, made_from: Mapping[str, str]) -> str:

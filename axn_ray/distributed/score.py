@@ -19,6 +19,7 @@ from ray.data import ActorPoolStrategy
 
 from axn_ray import sample
 from axn_ray.core.artifact import MANIFEST, Manifest, check_replaceable, hash_json, seal
+from axn_ray.core.corpus import TEMPLATE
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, load_adapter_or_model
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.models import Dtype
@@ -165,7 +166,7 @@ def _plan(corpus: EmbeddedCorpus, config: ScoreConfig) -> _Plan:
             "item_embeddings": ray.put(np.asarray(corpus.item_embeddings)),
         },
         fingerprint=hash_json({**made_from, **settings, **nearest}),
-        described={**settings, **nearest, "cross_encoder": config.cross_encoder, "fingerprint": model},
+        described={**settings, **nearest, "cross_encoder": config.cross_encoder, "template": TEMPLATE, "fingerprint": model},
         made_from=made_from,
     )
 

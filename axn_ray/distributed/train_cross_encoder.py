@@ -21,6 +21,7 @@ from axn_ray.core.artifact import Manifest, hash_json, new_artifact
 from axn_ray.core.corpus import Items, Queries, read_items, read_queries
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.cross_encoder_training import CrossEncoderTrainingConfig
+from axn_ray.core.embedded_corpus import read_splits
 from axn_ray.core.models import MINILM
 from axn_ray.core.tokens import Int32Array
 from axn_ray.distributed.embed import embed_texts
@@ -104,8 +105,11 @@ def train_cross_encoder(config: TrainCrossEncoderConfig, out: Path, storage: Pat
 
 
 def _mine(config: TrainCrossEncoderConfig, world: list[str], split: str | None, needed: int) -> _Examples:
-    """Draw up to `needed` labelled queries and mine their candidates."""
-    items, queries = read_items(config.items, world), read_queries(config.queries, world, split)
+    """Draw up to `needed` labelled queries (of one split, where the file has splits) and mine their candidates."""
+    items, queries = read_items(config.items, world), read_queries(config.queries, world)
+    splits = read_splits(config.queries, queries)
+    if split is not None and splits is not None:
+        queries = queries.take([row for row, own in enumerate(splits) if own == split])
     if queries.labels is None:
         raise InputError(f"{queries.source} has no column 'item_id'; training needs a labelled item per query")
     rng = np.random.default_rng(config.seed)

@@ -12,9 +12,17 @@ from axn_ray.core.artifact import check_files, read_manifest
 from axn_ray.core.factorization import fit, load_factorization
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.score_matrix import ScoreMatrix
-from axn_ray.distributed.factorize import factorize
+from axn_ray.distributed.factorize import _scaling, factorize
 
 MADE_FROM = {"embeddings": "e1", "scores": "s1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +131,11 @@ def test_a_killed_worker_and_a_new_driver_lose_no_epoch(ray_session, world, unbr
     assert seconds_of_epochs(kept)[: len(before)] == before
     assert len(seconds_of_epochs(kept)) == 8
     assert_close(again, unbroken(config))
+
+
+def test_a_cluster_that_is_too_small_is_named(ray_session, caplog):
+    _scaling(num_workers=2, threads=4)
+    assert not caplog.records
+    scaling = _scaling(num_workers=3, threads=4)
+    assert "3 workers x 4 threads need 12 CPUs, the cluster has 8" in caplog.text
+    assert (scaling.num_workers, scaling.resources_per_worker) == (3, {"CPU": 4})
