@@ -147,6 +147,8 @@ def test_the_seed_alone_decides(small_world, method):
     assert_equal(first, fit(*small_world, quick(method, epochs=2, batch_size=16)))
     other = fit(*small_world, quick(method, epochs=2, batch_size=16, seed=1))
     assert (first.item_embeddings != other.item_embeddings).any()
+    inputs = FitInputs(*small_world)
+    assert (inputs.held_out(quick(method)) != inputs.held_out(quick(method, seed=1))).any()
 
 
 class Threads(Workers):
