@@ -20,6 +20,7 @@ from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.score import ScoreConfig, score
 
 EXAMPLES = 3
+ENGINES = {"bayes": "closed form, Ray tasks"}
 
 
 def command(
@@ -40,15 +41,16 @@ def command(
         corpus = embed(EmbedConfig(world=["verb"], train_queries=train_queries), out / "embeddings")
         say(f"2/5 Score {train_queries} train queries x {per_query} items with the cross-encoder (Ray Data)")
         score(corpus, ScoreConfig(per_query=per_query), out / "scores")
-        factorizations = {"mf_trns": out / "mf_trns", "mf_ind": out / "mf_ind"}
+        factorizations = {name: out / name for name in ("mf_trns", "mf_ind", "bayes")}
         for method, folder in factorizations.items():
-            say(f"3/5 Factorize the score matrix: {method} (Ray Train)")
-            factorize_scores(out / "embeddings", out / "scores", FactorizationConfig(method=method), folder)
+            say(f"3/5 Factorize the score matrix: {method} ({ENGINES.get(method, 'Ray Train')})")
+            config = FactorizationConfig.model_validate({"method": method})
+            factorize_scores(out / "embeddings", out / "scores", config, folder, storage=out / "train")
         say("4/5 Evaluate against the exact cross-encoder top-k of held-out queries (Ray Data)")
         settings = EvaluateConfig(max_queries=50, budgets=[50, 100, 200, 500])
         summary = examine(settings, out / "embeddings", sample.EXACT_SCORES, factorizations, out / "evaluation")
         say(f"5/5 Search live for {EXAMPLES} held-out queries")
-        searcher = Searcher(corpus, out / "mf_ind", SearchConfig(top_k=5))
+        searcher = Searcher(corpus, out / "bayes", SearchConfig(top_k=5))
         for row in corpus.rows_of("dev")[:EXAMPLES]:
             query = corpus.queries.texts[row]
             console.print(hits_table(query, searcher.search(query), searcher))

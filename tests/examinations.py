@@ -25,6 +25,7 @@ def make_world(n_queries=6, n_items=300, dim=16, seed=0):
         "de": Embeddings(seen(truth, 1.0), seen(wishes, 1.0), scale),
         "mf_trns": Embeddings(seen(truth, 0.2), seen(wishes, 1.0), scale),
         "mf_ind": Embeddings(seen(truth, 0.3), seen(wishes, 0.5), ScoreScale()),
+        "bayes": Embeddings(seen(truth, 0.3), seen(wishes, 0.5), ScoreScale(), noise_variance=1.0),
     }
     texts = tuple(" ".join(rng.choice(WORDS, 4)) for _ in range(n_items))
     queries = tuple(" ".join(rng.choice(WORDS, 2)) for _ in range(n_queries))

@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from axn_ray.core.artifact import Manifest, read_manifest
+from axn_ray.core.bayes import (
+    CONSTANT,
+    BayesInputs,
+    BayesModel,
+    SufficientStatistics,
+    fit_bayes,
+    held_out_rmse,
+    sum_over_queries,
+    whiten,
+    with_constant,
+)
 from axn_ray.core.fitting import Epoch, FactorizationConfig, Fit, FitInputs, best_epoch
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
 from axn_ray.core.towers import GatedTower, GatedTowers
@@ -24,6 +35,7 @@ logger = logging.getLogger(__name__)
 KIND = "factorization"
 ITEM_EMBEDDINGS = "item_embeddings.npy"
 QUERY_TOWER = "query_tower.safetensors"
+QUERY_MAP = "query_map.npy"
 
 
 @dataclass(frozen=True)
@@ -38,22 +50,29 @@ class FitRecord:
 
 @dataclass(frozen=True)
 class Factorization:
-    """`item_embeddings (n_items, dim) float32`, the scale of the scores they approximate, and the queries' tower if any."""
+    """`item_embeddings (n_items, dim) float32`, the scale of the scores they approximate, and how queries are embedded.
+
+    mf_ind has a `query_tower`; bayes has a `query_map (dim, DE's dim + 1) float32` and the `noise_variance` of its scores.
+    """
 
     item_embeddings: FloatArray
     scale: ScoreScale
     query_tower: GatedTower | None = None
     record: FitRecord | None = None
+    query_map: FloatArray | None = None
+    noise_variance: float | None = None
 
     def embed_queries(self, query_embeddings: FloatArray) -> FloatArray:
-        """The dual-encoder's query embeddings (n, dim) -> (n, dim): through the tower, or as they are without one.
+        """The dual-encoder's query embeddings (n, DE's dim) -> (n, dim): through tower or map, or as they are without one.
 
         Raises:
-            InputError: another dimension than the items'.
+            InputError: another dimension than that of the dual-encoder's item embeddings.
         """
-        dim = self.item_embeddings.shape[1]
+        dim = self.item_embeddings.shape[1] if self.query_map is None else self.query_map.shape[1] - 1
         if query_embeddings.ndim != 2 or query_embeddings.shape[1] != dim:
             raise InputError(f"query embeddings are {query_embeddings.shape}, items have dim {dim}; use the same dual-encoder")
+        if self.query_map is not None:
+            return with_constant(query_embeddings, 1.0) @ self.query_map.T
         return query_embeddings if self.query_tower is None else self.query_tower.embed(query_embeddings)
 
 
@@ -68,6 +87,8 @@ def fit(
     """
     inputs = FitInputs(score_matrix, item_embeddings, query_embeddings)
     scale = inputs.fit_scale()
+    if config.method == "bayes":
+        return fit_closed_form(inputs, scale, config)
     run = Fit(inputs, scale, config)
     while not run.is_done:
         run.run_epoch()
@@ -92,12 +113,45 @@ def build_factorization(
         built = Factorization(best["items"].numpy(), scale, None, record)
     if not np.isfinite(built.item_embeddings).all():
         raise FitError(f"item embeddings are NaN or infinite after epoch {chosen.number}; lower learning_rate")
-    both = chosen.held_out_rmse, start_rmse
-    if chosen.held_out_rmse < start_rmse:
-        logger.info("held-out RMSE %.5f after epoch %d, the dual-encoder's is %.5f", both[0], chosen.number, both[1])
+    _judge(record)
+    return built
+
+
+def fit_closed_form(
+    inputs: FitInputs,
+    scale: ScoreScale,
+    config: FactorizationConfig,
+    sum_statistics: Callable[[BayesModel, BayesInputs], SufficientStatistics] = sum_over_queries,
+) -> Factorization:
+    """`bayes`: EM over the dual-encoder's own embeddings, each with one constant feature, then coordinates with unit prior.
+
+    Its held-out RMSE is the posterior mean's, given the query's other observations.
+
+    Raises:
+        FitError: see `core.bayes.m_step`.
+    """
+    held_out = inputs.held_out(config)
+    bayes = BayesInputs(
+        with_constant(inputs.item_embeddings, CONSTANT),
+        with_constant(inputs.query_embeddings, 1.0),
+        inputs.score_matrix.keep(~held_out),
+        scale,
+    )
+    model = fit_bayes(bayes, iterations=config.epochs, sum_statistics=sum_statistics)
+    rmse = held_out_rmse(model, bayes, inputs.score_matrix.keep(held_out))
+    record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
+    embeddings, query_map = whiten(model, bayes.item_features)
+    _judge(record)
+    return Factorization(embeddings, scale, None, record, query_map.astype(np.float32), model.noise_variance)
+
+
+def _judge(record: FitRecord) -> None:
+    """Say how good the fit is; loudly when it is worse than no fit."""
+    both = record.held_out_rmse, record.start_rmse
+    if record.held_out_rmse < record.start_rmse:
+        logger.info("held-out RMSE %.5f after epoch %d, the dual-encoder's is %.5f", both[0], record.best_epoch, both[1])
     else:
         logger.warning("THE FIT IS WORSE THAN NONE: held-out RMSE %.5f, the dual-encoder's is %.5f; change learning_rate", *both)
-    return built
 
 
 def describe_factorization(factorization: Factorization, config: FactorizationConfig, made_from: Mapping[str, str]) -> Manifest:
@@ -107,6 +161,8 @@ def describe_factorization(factorization: Factorization, config: FactorizationCo
     counts: dict[str, int | float] = {"items": n_items, "dim": dim, "scale_alpha": scale.alpha, "scale_beta": scale.beta}
     if record is not None:
         counts.update(asdict(record))
+    if factorization.noise_variance is not None:
+        counts["noise_variance"] = factorization.noise_variance
     return Manifest(kind=KIND, config=config.model_dump(mode="json"), counts=counts, made_from=dict(made_from))
 
 
@@ -115,6 +171,8 @@ def save_factorization(folder: Path, factorization: Factorization) -> None:
     np.save(folder / ITEM_EMBEDDINGS, factorization.item_embeddings, allow_pickle=False)
     if factorization.query_tower is not None:
         save_file(factorization.query_tower.state_dict(), folder / QUERY_TOWER)
+    if factorization.query_map is not None:
+        np.save(folder / QUERY_MAP, factorization.query_map, allow_pickle=False)
 
 
 def load_factorization(folder: Path) -> Factorization:
@@ -125,12 +183,14 @@ def load_factorization(folder: Path) -> Factorization:
     """
     manifest = read_manifest(folder, KIND)
     counts = manifest.counts
-    shape, query_tower = (int(counts["items"]), int(counts["dim"])), None
+    shape, query_tower, query_map = (int(counts["items"]), int(counts["dim"])), None, None
     try:
         item_embeddings = np.load(folder / ITEM_EMBEDDINGS, mmap_mode="r", allow_pickle=False)
         if QUERY_TOWER in manifest.files:
             query_tower = GatedTower(shape[1])
             query_tower.load_state_dict(load_file(folder / QUERY_TOWER))
+        if QUERY_MAP in manifest.files:
+            query_map = np.load(folder / QUERY_MAP, allow_pickle=False)
     except (ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{folder} has a damaged file ({reason}); run the factorization again") from error
@@ -141,4 +201,5 @@ def load_factorization(folder: Path) -> Factorization:
         record = FitRecord(
             int(counts["epochs"]), int(counts["best_epoch"]), float(counts["held_out_rmse"]), float(counts["start_rmse"])
         )
-    return Factorization(item_embeddings, ScoreScale(counts["scale_alpha"], counts["scale_beta"]), query_tower, record)
+    scale = ScoreScale(counts["scale_alpha"], counts["scale_beta"])
+    return Factorization(item_embeddings, scale, query_tower, record, query_map, counts.get("noise_variance"))

@@ -22,18 +22,20 @@ from axn_ray.errors import FitError, InputError
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 16
-MF_TRNS_DEFAULTS = {"epochs": 10}
+METHOD_DEFAULTS = {"mf_trns": {"epochs": 10}, "bayes": {"epochs": 6}}
 
 
 class FactorizationConfig(BaseModel):
-    """How to fit. The defaults are those of mf_ind; where mf_trns has others, `MF_TRNS_DEFAULTS` holds them."""
+    """How to fit. The defaults are those of mf_ind; where other methods differ, `METHOD_DEFAULTS` holds theirs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["mf_ind", "mf_trns"] = Field("mf_ind", description="towers over frozen embeddings, or free embeddings")
-    epochs: int = Field(12, ge=1, description="passes over the observations, at most; mf_trns: 10")
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(2048, ge=1, description="observations per step, over all workers")
+    method: Literal["mf_ind", "mf_trns", "bayes"] = Field(
+        "mf_ind", description="towers over frozen embeddings, free embeddings, or the closed-form fit"
+    )
+    epochs: int = Field(12, ge=1, description="passes over the observations, at most; mf_trns: 10, bayes: 6")
+    learning_rate: float = Field(1e-3, gt=0, description="of the gradient methods (mf_ind, mf_trns)")
+    batch_size: int = Field(2048, ge=1, description="observations per step of the gradient methods, over all workers")
     validation_share: float = Field(0.05, gt=0, le=0.5, description="of the observations, held out to choose the best epoch")
     patience: int = Field(3, ge=1, description="stop after this many epochs without a smaller held-out error")
     seed: int = Field(0, ge=0)
@@ -41,8 +43,8 @@ class FactorizationConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _take_defaults_of_the_method(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("method") == "mf_trns":
-            return {**MF_TRNS_DEFAULTS, **given}
+        if isinstance(given, dict) and given.get("method") in METHOD_DEFAULTS:
+            return {**METHOD_DEFAULTS[given["method"]], **given}
         return given
 
 

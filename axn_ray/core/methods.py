@@ -61,8 +61,15 @@ METHODS: Mapping[str, Method] = {
     "axn_blend_mf_ind": Method(
         name="AXN pinv λ=0.5, MF_Ind", first_round="mf_ind", embeddings="mf_ind", estimator="pinv", rounds=10, blend=0.5
     ),
+    "axn_bayes": Method(name="AXN bayes", first_round="bayes", embeddings="bayes", estimator="ridge", rounds=10),
     "axn_ridge_mf_ind": Method(name="AXN ridge, MF_Ind", first_round="mf_ind", embeddings="mf_ind", estimator="ridge", rounds=10),
 }
+
+
+def methods_for(embeddings: Iterable[str]) -> list[str]:
+    """Keys of all methods that can do with these embeddings (BM25 and a random first round are always there)."""
+    there = {*embeddings, BM25, RANDOM, None}
+    return [key for key, method in METHODS.items() if {method.first_round, method.embeddings} <= there]
 
 
 def choose_methods(names: Sequence[str], rounds: Sequence[int]) -> tuple[Method, ...]:
@@ -84,6 +91,8 @@ def choose_methods(names: Sequence[str], rounds: Sequence[int]) -> tuple[Method,
 class Embeddings:
     """Items (n_items, dim) and queries (n_queries, dim) in one space, and the scale that brings CE scores into it.
 
+    `noise_variance` of the scaled scores, where a fit has estimated it.
+
     Raises:
         InputError: shapes that do not fit, or a NaN or infinite value.
     """
@@ -91,6 +100,7 @@ class Embeddings:
     items: FloatArray
     queries: FloatArray
     scale: ScoreScale
+    noise_variance: float | None = None
 
     def __post_init__(self) -> None:
         if self.items.ndim != 2 or self.queries.ndim != 2 or self.items.shape[1] != self.queries.shape[1]:
@@ -143,16 +153,24 @@ class SearchSpace:
 
 
 def build_estimator(
-    method: Method, item_embeddings: FloatArray, scale: ScoreScale, query_embedding: FloatArray
+    method: Method,
+    item_embeddings: FloatArray,
+    scale: ScoreScale,
+    query_embedding: FloatArray,
+    noise_variance: float | None = None,
 ) -> Estimator | None:
-    """The method's estimator for one query (None for RnR): items (n_items, dim), query (dim,)."""
+    """The method's estimator for one query (None for RnR): items (n_items, dim), query (dim,).
+
+    A `noise_variance` that was fitted with the embeddings takes the place of the method's.
+    """
     match method.estimator:
         case None:
             return None
         case "pinv":
             return Pinv(item_embeddings, scale, method.blend, query_embedding)
         case "ridge":
-            return Ridge(item_embeddings, scale, query_embedding, method.noise_variance, method.prior_variance)
+            noise_variance = method.noise_variance if noise_variance is None else noise_variance
+            return Ridge(item_embeddings, scale, query_embedding, noise_variance, method.prior_variance)
 
 
 def prepare(method: Method, space: SearchSpace, query: int, n_first: int) -> tuple[Int32Array, Estimator | None]:
@@ -172,4 +190,4 @@ def prepare(method: Method, space: SearchSpace, query: int, n_first: int) -> tup
     if method.embeddings is None:
         return ranking, None
     part = space.embeddings[method.embeddings]
-    return ranking, build_estimator(method, part.items, part.scale, part.queries[query])
+    return ranking, build_estimator(method, part.items, part.scale, part.queries[query], part.noise_variance)

@@ -43,6 +43,11 @@ class ScoreMatrix:
         span = slice(self.indptr[query], self.indptr[query + 1])
         return self.item_index[span], self.scores[span]
 
+    def keep(self, chosen: npt.NDArray[np.bool_]) -> "ScoreMatrix":
+        """The same rows and items with only the chosen observations, (n_observed,)."""
+        kept = np.concatenate([[0], np.cumsum(chosen)])[self.indptr].astype(np.int64)
+        return ScoreMatrix(kept, self.item_index[chosen], self.scores[chosen], self.n_items)
+
     @classmethod
     def from_triples(
         cls, query_index: Int32Array, item_index: Int32Array, scores: FloatArray, n_queries: int, n_items: int

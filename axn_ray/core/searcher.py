@@ -81,7 +81,7 @@ class Searcher:
         fitted = self._factorization
         embedding = fitted.embed_queries(self._dual_encoder.embed_queries([query]))[0]
         method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
-        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding)
+        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
         first_round = dense_first_round(fitted.item_embeddings, embedding, split_budget(budget, rounds)[0])
         tokens = self._cross_encoder.tokenize([query])
 

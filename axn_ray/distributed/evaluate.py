@@ -1,6 +1,7 @@
 """Spreads the examination over queries on Ray Data: a shard is a few queries, the bundle lies in the object store."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.data import ActorPoolStrategy
 
 from axn_ray.core.evaluation import EvaluationPlan, Examination, evaluate_queries
-from axn_ray.core.methods import METHODS, choose_methods
+from axn_ray.core.methods import METHODS, choose_methods, methods_for
 from axn_ray.distributed.cluster import split_evenly
 from axn_ray.distributed.progress import track
 from axn_ray.errors import ArtifactError
@@ -24,7 +25,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    methods: list[str] = Field(list(METHODS), description=f"methods to compare: {', '.join(METHODS)}")
+    methods: list[str] = Field([], description=f"of {', '.join(METHODS)}; default: all that the given artifacts allow")
     rounds: list[int] = Field([10], description="rounds of each method that searches; RnR has one")
     budgets: list[int] = Field([100, 200, 500], description="CE calls per query")
     k: list[int] = Field([1, 10, 100], description="recall@k to report")
@@ -33,14 +34,14 @@ class EvaluateConfig(BaseModel):
     threads: int = Field(1, ge=1, description="CPU threads of each worker")
     shard_queries: int = Field(4, ge=1, description="queries that a worker takes at a time")
 
-    @property
-    def plan(self) -> EvaluationPlan:
-        """The part that says what is compared.
+    def plan(self, embeddings: Iterable[str]) -> EvaluationPlan:
+        """The part that says what is compared, given the names of the embeddings at hand.
 
         Raises:
             InputError: an unknown method, or see `EvaluationPlan`.
         """
-        return EvaluationPlan(choose_methods(self.methods, self.rounds), tuple(self.budgets), tuple(self.k))
+        methods = choose_methods(self.methods or methods_for(embeddings), self.rounds)
+        return EvaluationPlan(methods, tuple(self.budgets), tuple(self.k))
 
 
 class _EvaluateActor:

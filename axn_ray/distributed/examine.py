@@ -28,7 +28,7 @@ def examine(
 ) -> list[report.Row]:
     """Compare the methods on the truth's queries; write `out`; returns the summary rows.
 
-    `factorizations` maps a name that the methods use (`mf_trns`, `mf_ind`) to its artifact.
+    `factorizations` maps a name that the methods use (`mf_trns`, `mf_ind`, `bayes`) to its artifact.
 
     Raises:
         ArtifactError: artifacts that were made from different items, or truth that is not dense.
@@ -78,9 +78,9 @@ def build_examination(
     scale = next((part.scale for part in fitted.values()), ScoreScale())
     embeddings: dict[str, Any] = {"de": Embeddings(corpus.item_embeddings, query_embeddings, scale)}
     for name, part in fitted.items():
-        embeddings[name] = Embeddings(part.item_embeddings, part.embed_queries(query_embeddings), part.scale)
-    plan = config.plan
-    needs_bm25 = any(BM25 in (method.first_round,) for method in plan.methods)
+        embeddings[name] = Embeddings(part.item_embeddings, part.embed_queries(query_embeddings), part.scale, part.noise_variance)
+    plan = config.plan(embeddings)
+    needs_bm25 = any(method.first_round == BM25 for method in plan.methods)
     space = SearchSpace(embeddings, queries.texts, Bm25Index(corpus.items.full_texts) if needs_bm25 else None)
     dense = ExactScores(query_ids, exact.dense()[:limit])
     return Examination(space, dense, plan, index_labels(corpus.items, queries))

@@ -5,7 +5,9 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,18 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.util.queue import Queue
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from axn_ray.core.artifact import check_replaceable, check_same_inputs, hash_json, new_artifact, read_manifest
+from axn_ray.core.bayes import BayesInputs, BayesModel, SufficientStatistics, e_step
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.factorization import (
     Factorization,
     build_factorization,
     describe_factorization,
+    fit_closed_form,
     load_factorization,
     save_factorization,
 )
@@ -33,6 +38,7 @@ from axn_ray.core.fitting import Epoch, FactorizationConfig, Fit, FitInputs, sha
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
 from axn_ray.core.score_store import load_scores
 from axn_ray.core.towers import State
+from axn_ray.distributed.cluster import split_evenly
 from axn_ray.errors import ArtifactError, FitError
 
 logger = logging.getLogger(__name__)
@@ -65,6 +71,11 @@ def factorize(
     check_replaceable(out)
     inputs = FitInputs(score_matrix, np.asarray(item_embeddings), np.asarray(query_embeddings))
     scale = inputs.fit_scale()
+    if config.method == "bayes":
+        factorization = fit_closed_form(inputs, scale, config, _SumOnRay(num_workers, threads))
+        with new_artifact(out, describe_factorization(factorization, config, made_from)) as folder:
+            save_factorization(folder, factorization)
+        return load_factorization(out)
     run_config = RunConfig(
         name=_run_name(config, scale, made_from),
         storage_path=str(storage.resolve()),
@@ -73,13 +84,14 @@ def factorize(
     )
     loop_config = {"inputs": ray.put(inputs), "scale": scale, "config": config.model_dump(), "threads": threads}
     scaling = _scaling(num_workers, threads)
-    result = TorchTrainer(_train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config).fit()
+    with _epochs_logged(config) as queue:
+        loop_config["queue"] = queue
+        trainer = TorchTrainer(_train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config)
+        result = trainer.fit()
     if result.return_value is not None:
         raise FitError(result.return_value)
     state = _read_state(result.checkpoint)
     epochs = [Epoch(**epoch) for epoch in state["epochs"]]
-    for epoch in epochs:
-        logger.info("%s", epoch)
     factorization = build_factorization(inputs, scale, config, state["best"], epochs)
     with new_artifact(out, describe_factorization(factorization, config, made_from)) as folder:
         save_factorization(folder, factorization)
@@ -131,6 +143,26 @@ def _scaling(num_workers: int, threads: int) -> ScalingConfig:
     return ScalingConfig(num_workers=num_workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": threads})
 
 
+@contextmanager
+def _epochs_logged(config: FactorizationConfig) -> Iterator[Queue]:
+    """A queue whose entries, one per epoch, the driver logs as they come."""
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    def log() -> None:
+        for epoch in iter(queue.get, None):
+            logger.info("%s, %s", config.method, epoch)
+
+    logger.info("%s: starting the workers", config.method)
+    thread = threading.Thread(target=log, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        queue.put(None)
+        thread.join()
+        queue.shutdown()
+
+
 def _run_name(config: FactorizationConfig, scale: ScoreScale, made_from: Mapping[str, str]) -> str:
     """The same for the same fit. The fitted scale stands for the arrays, should `made_from` not name all of them."""
     identity = {**config.model_dump(), "made_from": dict(made_from), "scale": f"{scale.alpha:.6g} {scale.beta:.6g}"}
@@ -153,6 +185,8 @@ def _train_loop(loop_config: dict[str, Any]) -> str | None:
             epoch = fit.run_epoch()
         except FitError as error:
             return str(error)
+        if rank == 0:
+            loop_config["queue"].put(str(epoch))
         state = fit.state_dict()
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
@@ -194,3 +228,18 @@ class _RayWorkers:
 def _sum_gradients(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     summed = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return summed.then(lambda done: done.value()[0])
+
+
+class _SumOnRay:
+    """The E-step of `bayes`, its queries shared out over `num_workers` tasks; the inputs go to the object store once."""
+
+    def __init__(self, num_workers: int, threads: int) -> None:
+        self._num_workers, self._threads = num_workers, threads
+        self._inputs: Any = None
+
+    def __call__(self, model: BayesModel, inputs: BayesInputs) -> SufficientStatistics:
+        self._inputs = ray.put(inputs) if self._inputs is None else self._inputs
+        shares = split_evenly(inputs.matrix.n_queries, -(-inputs.matrix.n_queries // self._num_workers))
+        task = ray.remote(num_cpus=self._threads)(e_step)
+        parts = ray.get([task.remote(model, self._inputs, share) for share in shares])
+        return sum(parts[1:], parts[0])

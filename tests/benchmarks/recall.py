@@ -37,9 +37,10 @@ def main():
 
     corpus = timed("embed", embed, EmbedConfig(world=["verb"], train_queries=TRAIN_QUERIES), OUT / "embeddings")
     scores = timed("score", score, corpus, ScoreConfig(per_query=PER_QUERY), OUT / "scores")
-    factorizations = {name: OUT / name for name in ("mf_trns", "mf_ind")}
+    factorizations = {name: OUT / name for name in ("mf_trns", "mf_ind", "bayes")}
     for name, folder in factorizations.items():
-        timed(name, factorize_scores, OUT / "embeddings", OUT / "scores", FactorizationConfig(method=name), folder)
+        settings = FactorizationConfig.model_validate({"method": name})
+        timed(name, factorize_scores, OUT / "embeddings", OUT / "scores", settings, folder)
     config = EvaluateConfig(budgets=BUDGETS, rounds=[2, 5, 10, 20])
     summary = timed("evaluate", examine, config, OUT / "embeddings", sample.EXACT_SCORES, factorizations, OUT / "evaluation")
     DOCS.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,8 @@ def main():
         rnr_de_at10_b100=at("RnR, DE", 1, 100, 10),
         pinv_mf_ind_at10_b100=at("AXN pinv, MF_Ind", 10, 100, 10),
         ridge_mf_ind_at10_b100=at("AXN ridge, MF_Ind", 10, 100, 10),
-        ridge_mf_ind_at10_b500=at("AXN ridge, MF_Ind", 10, 500, 10),
+        bayes_at10_b100=at("AXN bayes", 10, 100, 10),
+        bayes_at10_b500=at("AXN bayes", 10, 500, 10),
     )
 
 

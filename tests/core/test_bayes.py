@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from axn_ray.core.bayes import BayesModel, e_step, fit_bayes, whiten
+from axn_ray.core.bayes import BayesInputs, BayesModel, e_step, fit_bayes, held_out_rmse, whiten
 from axn_ray.core.estimators import Ridge
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.errors import InputError
@@ -38,7 +38,7 @@ def posterior(model, items, x, anchors, scores):
 
 def test_e_step_equals_plain_inverses(world):
     items, queries, matrix, truth = world
-    total = e_step(truth, items, queries, matrix, RAW, range(20))
+    total = e_step(truth, BayesInputs(items, queries, matrix, RAW), range(20))
     moment_mx, spread, squared_error = np.zeros((DIM, FEATURES)), np.zeros((DIM, DIM)), 0.0
     for query in range(20):
         anchors, scores = matrix.row(query)
@@ -63,13 +63,15 @@ def test_log_evidence_is_the_density_of_the_scores(world):
         a = items[anchors].astype(np.float64)
         covariance = a @ truth.covariance @ a.T + truth.noise_variance * np.eye(len(a))
         expected += multivariate_normal.logpdf(scores, a @ (truth.weights @ queries[query]), covariance)
-    assert e_step(truth, items, queries, matrix, RAW, range(5)).log_evidence == pytest.approx(expected, rel=1e-6)
+    assert e_step(truth, BayesInputs(items, queries, matrix, RAW), range(5)).log_evidence == pytest.approx(expected, rel=1e-6)
 
 
 def test_statistics_of_disjoint_queries_add_up(world):
     items, queries, matrix, truth = world
-    whole = e_step(truth, items, queries, matrix, RAW, range(30))
-    parts = e_step(truth, items, queries, matrix, RAW, range(11)) + e_step(truth, items, queries, matrix, RAW, range(11, 30))
+    whole = e_step(truth, BayesInputs(items, queries, matrix, RAW), range(30))
+    parts = e_step(truth, BayesInputs(items, queries, matrix, RAW), range(11)) + e_step(
+        truth, BayesInputs(items, queries, matrix, RAW), range(11, 30)
+    )
     for name in whole.__dataclass_fields__:
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-9)
 
@@ -78,10 +80,10 @@ def test_em_climbs_and_finds_the_parameters_that_made_the_scores(world):
     items, queries, matrix, truth = world
     evidence = []
     for iterations in (1, 3, 10, 40):
-        model = fit_bayes(items, queries, matrix, RAW, iterations=iterations, weight_penalty=1e-3)
-        evidence.append(e_step(model, items, queries, matrix, RAW, range(N_QUERIES)).log_evidence)
+        model = fit_bayes(BayesInputs(items, queries, matrix, RAW), iterations=iterations, weight_penalty=1e-3)
+        evidence.append(e_step(model, BayesInputs(items, queries, matrix, RAW), range(N_QUERIES)).log_evidence)
     assert evidence == sorted(evidence)
-    assert evidence[-1] > e_step(truth, items, queries, matrix, RAW, range(N_QUERIES)).log_evidence
+    assert evidence[-1] > e_step(truth, BayesInputs(items, queries, matrix, RAW), range(N_QUERIES)).log_evidence
     assert model.noise_variance == pytest.approx(truth.noise_variance, rel=0.1)
     np.testing.assert_allclose(model.weights, truth.weights, atol=0.2)
     np.testing.assert_allclose(model.covariance, truth.covariance, atol=0.35)
@@ -98,7 +100,7 @@ def test_whitened_ridge_is_the_posterior_mean(world):
 
 def test_a_strong_penalty_keeps_the_identity(world):
     items, queries, matrix, _ = world
-    model = fit_bayes(items, queries, matrix, RAW, iterations=2, weight_penalty=1e9)
+    model = fit_bayes(BayesInputs(items, queries, matrix, RAW), iterations=2, weight_penalty=1e9)
     np.testing.assert_allclose(model.weights, np.eye(DIM, FEATURES), atol=1e-5)
 
 
@@ -107,4 +109,16 @@ def test_an_empty_matrix_is_refused(world):
     none = np.empty(0, dtype=np.int32)
     empty = ScoreMatrix.from_triples(none, none, np.empty(0, dtype=np.float32), N_QUERIES, N_ITEMS)
     with pytest.raises(InputError, match="score matrix is empty"):
-        fit_bayes(items, queries, empty, RAW)
+        fit_bayes(BayesInputs(items, queries, empty, RAW))
+
+
+def test_held_out_error_of_the_true_model_is_near_the_noise(world):
+    items, queries, matrix, truth = world
+    held_out = np.zeros(matrix.n_observed, dtype=np.bool_)
+    held_out[::12] = True
+    inputs = BayesInputs(items, queries, matrix.keep(~held_out), RAW)
+    assert inputs.matrix.n_observed == 11 * N_QUERIES
+    error = held_out_rmse(truth, inputs, matrix.keep(held_out))
+    prior = np.einsum("nd,nd->n", (queries @ truth.weights.T)[matrix.query_index], items[matrix.item_index])
+    prior_only = np.sqrt(np.mean((matrix.scores - prior) ** 2))
+    assert np.sqrt(truth.noise_variance) < error < 0.5 * prior_only

@@ -77,7 +77,7 @@ def held_out_errors(world, config, u, v):
     return np.array([float(u[q] @ v[i]) - scale.beta * (score - scale.alpha) for q, i, score in held_out])
 
 
-@pytest.mark.parametrize(("method", "share"), [("mf_ind", 0.2), ("mf_trns", 0.7)])
+@pytest.mark.parametrize(("method", "share"), [("mf_ind", 0.2), ("mf_trns", 0.7), ("bayes", 0.1)])
 def test_a_low_rank_matrix_is_recovered(world, method, share):
     record = fit(*world, quick(method)).record
     assert record.held_out_rmse < share * record.start_rmse

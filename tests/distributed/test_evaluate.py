@@ -31,7 +31,7 @@ def test_an_error_on_a_worker_is_raised(ray_session):
 
 def test_the_config_makes_the_plan():
     config = EvaluateConfig(methods=["rnr_de", "axn_ridge_mf_ind"], rounds=[5, 10], budgets=[50], k=[1, 10])
-    plan = config.plan
+    plan = config.plan(["de", "mf_ind"])
     assert [(method.name, method.rounds) for method in plan.methods] == [
         ("RnR, DE", 1),
         ("AXN ridge, MF_Ind", 5),
@@ -40,8 +40,13 @@ def test_the_config_makes_the_plan():
     assert (plan.budgets, plan.ks, plan.rows_per_query) == ((50,), (1, 10), 6)
 
 
+def test_without_named_methods_all_that_are_possible_are_compared():
+    named = {method.name for method in EvaluateConfig().plan(["de"]).methods}
+    assert named == {"RnR, DE", "RnR, BM25", "AXN pinv, DE"}
+
+
 def test_a_bad_config_is_refused():
     with pytest.raises(InputError, match="method 'bm26' is not known"):
-        _ = EvaluateConfig(methods=["bm26"]).plan
+        EvaluateConfig(methods=["bm26"]).plan(["de"])
     with pytest.raises(ValidationError):
         EvaluateConfig(workers=0)

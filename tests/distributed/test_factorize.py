@@ -77,6 +77,20 @@ def test_any_number_of_workers_equals_one_process(ray_session, world, unbroken, 
     assert_close(load_factorization(tmp_path / "out"), fitted)
 
 
+def test_the_closed_form_equals_one_process(ray_session, world, unbroken, tmp_path):
+    config = FactorizationConfig(method="bayes", epochs=2)
+    fitted, expected = run(world, config, tmp_path, workers=3), unbroken(config)
+    assert fitted.noise_variance == pytest.approx(expected.noise_variance, rel=1e-9)
+    queries = world[2][:5]
+    mine, theirs = (part.item_embeddings @ part.embed_queries(queries).T for part in (fitted, expected))
+    np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    assert fitted.record.held_out_rmse == pytest.approx(expected.record.held_out_rmse, rel=1e-6)
+    again = load_factorization(tmp_path / "out")
+    assert_close(again, fitted)
+    assert again.noise_variance == fitted.noise_variance
+    np.testing.assert_array_equal(again.query_map, fitted.query_map)
+
+
 def training_workers():
     """The Ray Train worker processes below this test."""
     found = []
