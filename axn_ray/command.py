@@ -85,7 +85,8 @@ class one_sentence_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, _: type | None, error: BaseException | None, __: object) -> None:
         known = find_axn_error(error)
         if known is not None:
-            Console(stderr=True, highlight=False).print(f"error: {known}", soft_wrap=True, markup=False)
+            sentence = str(known).splitlines()[0]  # Ray appends the worker's traceback
+            Console(stderr=True, highlight=False).print(f"error: {sentence}", soft_wrap=True, markup=False)
             sys.exit(1)
 
 

@@ -12,7 +12,11 @@ import axn_ray
 from axn_ray.cli import app
 
 ITEMS = {"item_id": ["a", "b", "c"], "text": ["run fast", "walk", "stand still"]}
-QUERIES = {"query_id": ["1", "2", "3"], "text": ["he ran", "she walked", "it stood"], "split": ["train", "train", "test"]}
+QUERIES = {
+    "query_id": ["1", "2", "3", "4"],
+    "text": ["he ran", "she walked", "it stood", "we stand"],
+    "split": ["train", "train", "test", "test"],
+}
 
 
 @pytest.fixture
@@ -96,6 +100,29 @@ def test_models_that_do_not_exist(axn, files):
     code, output = axn("embed", "--items", items, "--queries", queries, "--dual-encoder", "no-such/model", "--out", files / "e")
     assert "dual-encoder 'no-such/model' cannot be loaded" in failure(code, output)
     assert not (files / "e").exists()
+
+
+def test_a_cross_encoder_that_gives_nan(axn, files, tiny_cross_encoder, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    broken = AutoModelForSequenceClassification.from_pretrained(tiny_cross_encoder)
+    broken.classifier.bias.data.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(tiny_cross_encoder).save_pretrained(tmp_path / "broken")
+    assert embed(axn, files)[0] == 0
+    score = ["score", "--embeddings", files / "embeddings", "--cross-encoder", tmp_path / "broken", "--per-query", 2]
+    message = failure(*axn(*score, "--out", files / "scores"))
+    assert "gave NaN or infinity for 4 pairs (first: query index 0, item index" in message
+    assert not (files / "scores/manifest.json").exists()
+    assert not list(files.glob("scores/shards/*"))
+
+
+def test_labels_that_are_no_items(axn, files):
+    pq.write_table(pa.table({**QUERIES, "item_id": ["a", "zzz", "b", "b"]}), files / "labelled.parquet")
+    train = ["train-cross-encoder", "--items", files / "items.parquet", "--queries", files / "labelled.parquet"]
+    message = failure(*axn(*train, "--out", files / "ce", "--storage", files / "storage"))
+    assert "label 'zzz' is no item" in message
+    assert not (files / "ce").exists()
 
 
 def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):

@@ -61,17 +61,24 @@ class _EmbedActor:
         return {"row": np.arange(rows.start, rows.stop), "embedding": embeddings}
 
 
+def _check_dual_encoder(name: str, dtype: Dtype) -> None:
+    """Load it once where the actors will: an actor that fails to start would be started again and again."""
+    DualEncoder(name, dtype)
+
+
 def embed_texts(
     texts: Sequence[str], name: str, dtype: Dtype, side: str, workers: int, shard_rows: int = 1024, threads: int = 1
 ) -> FloatArray:
     """Texts (n) -> (n, dim) float32, in order; `side` is `items` or `queries`; `workers` processes share the work."""
+    gpus = 1 if torch.cuda.is_available() else 0
+    ray.get(ray.remote(num_gpus=gpus)(_check_dual_encoder).remote(name, dtype))
     ranges = split_evenly(len(texts), shard_rows)
     shards = ray.data.from_items([{"start": r.start, "stop": r.stop} for r in ranges], override_num_blocks=len(ranges))
     embedded = shards.map_batches(
         _EmbedActor,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
-        num_gpus=1 if torch.cuda.is_available() else 0,
+        num_gpus=gpus,
         fn_constructor_kwargs={
             "name": name,
             "dtype": dtype,
