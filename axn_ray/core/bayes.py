@@ -150,7 +150,7 @@ def fit_bayes(
 def held_out_rmse(model: BayesModel, inputs: BayesInputs, held_out: ScoreMatrix) -> float:
     """Error of the posterior mean, given `inputs`' observations, on other observations of the same queries; scaled units."""
     squared = 0.0
-    for query in np.flatnonzero(np.diff(held_out.indptr)):
+    for query in np.flatnonzero(np.diff(held_out.indptr)).tolist():
         items, scores = inputs.matrix.row(query)
         prior = model.weights @ inputs.query_features[query]
         anchors = inputs.item_features[items].astype(np.float64)

@@ -36,13 +36,14 @@ class Pinv:
     """The paper's estimator (Algorithm 1): `u = pinv(V_A) a`, then `u <- (1 - blend) u + blend u_param`, scores `V u`.
 
     `item_embeddings` V (n_items, dim), `u_param` (dim,): the query embedding to blend in; `blend` is the paper's lambda.
+    Without a `scale` (nothing was scored offline) each call fits one to the anchors and their inner products with `u_param`.
 
     Raises:
-        InputError: a wrong shape, a blend outside 0..1, or a blend without `u_param`.
+        InputError: a wrong shape, a blend outside 0..1, or a blend or a missing scale without `u_param`.
     """
 
     item_embeddings: FloatArray
-    scale: ScoreScale
+    scale: ScoreScale | None
     blend: float = 0.0
     u_param: FloatArray | None = None
 
@@ -53,6 +54,8 @@ class Pinv:
             _check_query_embedding(self.item_embeddings, self.u_param)
         elif self.blend:
             raise InputError(f"blend={self.blend} needs a query embedding to blend in; give u_param or set blend=0")
+        elif self.scale is None:
+            raise InputError("a scale can only be fitted around a query embedding; give u_param or a scale")
 
     def approx_scores(self, anchor_items: Int32Array, scores: FloatArray) -> FloatArray:
         """See `Estimator`.
@@ -60,7 +63,10 @@ class Pinv:
         Raises:
             InputError: see `_read_anchors`.
         """
-        anchors, targets = _read_anchors(self.item_embeddings, self.scale, anchor_items, scores)
+        scale = self.scale
+        if scale is None and self.u_param is not None:
+            scale = ScoreScale.fit(scores, self.item_embeddings[anchor_items] @ self.u_param)
+        anchors, targets = _read_anchors(self.item_embeddings, scale or ScoreScale(), anchor_items, scores)
         u = least_squares(anchors, targets)  # (dim,)
         if self.u_param is not None:
             u = (1.0 - self.blend) * u + self.blend * self.u_param

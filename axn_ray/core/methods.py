@@ -91,7 +91,7 @@ def choose_methods(names: Sequence[str], rounds: Sequence[int]) -> tuple[Method,
 class Embeddings:
     """Items (n_items, dim) and queries (n_queries, dim) in one space, and the scale that brings CE scores into it.
 
-    `noise_variance` of the scaled scores, where a fit has estimated it.
+    Without a scale each search fits its own. `noise_variance` of the scaled scores, where a fit has estimated it.
 
     Raises:
         InputError: shapes that do not fit, or a NaN or infinite value.
@@ -99,7 +99,7 @@ class Embeddings:
 
     items: FloatArray
     queries: FloatArray
-    scale: ScoreScale
+    scale: ScoreScale | None
     noise_variance: float | None = None
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ class SearchSpace:
 def build_estimator(
     method: Method,
     item_embeddings: FloatArray,
-    scale: ScoreScale,
+    scale: ScoreScale | None,
     query_embedding: FloatArray,
     noise_variance: float | None = None,
 ) -> Estimator | None:
@@ -170,6 +170,8 @@ def build_estimator(
             return Pinv(item_embeddings, scale, method.blend, query_embedding)
         case "ridge":
             noise_variance = method.noise_variance if noise_variance is None else noise_variance
+            if scale is None:
+                raise InputError(f"method {method.name!r} needs a fitted scale; factorize first")
             return Ridge(item_embeddings, scale, query_embedding, noise_variance, method.prior_variance)
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet
 
@@ -15,7 +14,6 @@ from axn_ray.core.evaluation import ExactScores, Examination, index_labels
 from axn_ray.core.factorization import Factorization, load_factorization
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.methods import BM25, Embeddings, SearchSpace
-from axn_ray.core.score_matrix import ScoreScale
 from axn_ray.core.score_store import Scores, load_scores
 from axn_ray.distributed.evaluate import EvaluateConfig, evaluate
 from axn_ray.errors import ArtifactError, InputError
@@ -63,7 +61,7 @@ def build_examination(
 ) -> Examination:
     """Bring truth, embeddings and plan together, over the truth's queries.
 
-    Without a factorization nothing is known of the CE's range, and raw scores are used as they are.
+    The dual-encoder's own embeddings come without a scale: a search over them has nothing that was scored offline.
 
     Raises:
         InputError: a query of the truth is not in the corpus.
@@ -75,8 +73,7 @@ def build_examination(
     query_ids = exact.query_ids[:limit]
     rows = [corpus.queries.index_of[query_id] for query_id in query_ids]
     queries, query_embeddings = corpus.queries.take(rows), corpus.query_embeddings[rows]
-    scale = next((part.scale for part in fitted.values()), ScoreScale())
-    embeddings: dict[str, Any] = {"de": Embeddings(corpus.item_embeddings, query_embeddings, scale)}
+    embeddings = {"de": Embeddings(corpus.item_embeddings, query_embeddings, scale=None)}
     for name, part in fitted.items():
         embeddings[name] = Embeddings(part.item_embeddings, part.embed_queries(query_embeddings), part.scale, part.noise_variance)
     plan = config.plan(embeddings)

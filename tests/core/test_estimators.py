@@ -157,3 +157,14 @@ def test_a_broken_embedding_is_named():
     items[7, 3] = np.inf
     with pytest.raises(InputError, match="item 7 has a score or an embedding"):
         Pinv(items, RAW).approx_scores(np.array([6, 7], np.int32), np.ones(2, np.float32))
+
+
+def test_without_a_scale_pinv_fits_one_to_its_anchors():
+    rng = np.random.default_rng(3)
+    items, u_param = rng.normal(size=(40, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
+    anchors, scores = np.arange(12, dtype=np.int32), rng.normal(-8, 3, 12).astype(np.float32)
+    fitted = ScoreScale.fit(scores, items[anchors] @ u_param)
+    expected = Pinv(items, fitted).approx_scores(anchors, scores)
+    np.testing.assert_allclose(Pinv(items, None, 0.0, u_param).approx_scores(anchors, scores), expected, rtol=1e-5)
+    with pytest.raises(InputError, match="give u_param or a scale"):
+        Pinv(items, None)
