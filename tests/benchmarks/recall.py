@@ -42,7 +42,7 @@ def main():
     for name, folder in factorizations.items():
         settings = FactorizationConfig.model_validate({"method": name})
         timed(name, factorize_scores, OUT / "embeddings", OUT / "scores", settings, folder, storage=OUT / "train")
-    config = EvaluateConfig(budgets=BUDGETS, rounds=[2, 5, 10, 20])
+    config = EvaluateConfig(budgets=BUDGETS, rounds=[5, 10])
     summary = timed("evaluate", examine, config, OUT / "embeddings", sample.EXACT_SCORES, factorizations, OUT / "evaluation")
     DOCS.mkdir(parents=True, exist_ok=True)
     for ending in ("png", "svg"):
