@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from axn_ray.core.evaluation import EvaluationPlan, evaluate_in_process
+from axn_ray.core.methods import METHODS
 from axn_ray.core.report import draw_recall, markdown_table, save_figure, summarize, terminal_table
 from tests.examinations import make_examination, small_rounds
 
@@ -22,7 +23,7 @@ def summary(table):
 
 
 def test_the_summary_is_the_mean_over_all_queries_with_bounds(table, summary):
-    assert len(summary) == 8 * 2 * 2
+    assert len(summary) == len(METHODS) * 2 * 2
     assert json.loads(json.dumps(summary)) == summary
     row = next(r for r in summary if (r["method"], r["budget"], r["k"]) == ("RnR, DE", 60, 10))
     values = [r["recall"] for r in table.to_pylist() if (r["method"], r["budget"], r["k"]) == ("RnR, DE", 60, 10)]
@@ -48,7 +49,7 @@ def test_without_labels_only_recall_is_reported():
 def test_the_markdown_table_has_a_line_per_method_and_budget_and_marks_the_best(summary):
     lines = markdown_table(summary).splitlines()
     assert lines[0] == "| method | R | B | recall@1 | recall@10 | accuracy | nDCG@10 |"
-    assert len(lines) == 2 + 8 * 2
+    assert len(lines) == 2 + len(METHODS) * 2
     assert all(line.count("|") == 8 for line in lines)
     best = max((r for r in summary if (r["budget"], r["k"]) == (60, 10)), key=lambda r: r["recall"])
     marked = [line for line in lines if f"| {best['method']} | {best['rounds']} | 60 |" in line][0]
@@ -74,9 +75,9 @@ def test_the_figure_has_a_panel_per_k_and_a_line_per_method(summary):
     figure = draw_recall(summary, "synthetic")
     assert [axes.get_title() for axes in figure.axes] == ["recall@1", "recall@10"]
     for axes in figure.axes:
-        assert len(axes.lines) == len(axes.collections) == 8
-        assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 8
-    assert len(figure.legends[0].get_texts()) == 8
+        assert len(axes.lines) == len(axes.collections) == len(METHODS)
+        assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == len(METHODS)
+    assert len(figure.legends[0].get_texts()) == len(METHODS)
 
 
 def test_a_method_with_several_rounds_is_one_line():

@@ -118,6 +118,7 @@ def kill_one_worker(storage, kept, killed):
     killed.append(len(workers))
     os.kill(workers[-1].pid, 9)
     wait_until(lambda: not any(worker.is_running() for worker in workers))
+    wait_until(lambda: len(list(storage.glob("*/checkpoint_*/state.pt"))) == 1)  # the older one goes a moment later
     shutil.copytree(storage, kept)
 
 
