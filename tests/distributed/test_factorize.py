@@ -118,13 +118,12 @@ def kill_one_worker(storage, kept, killed):
     killed.append(len(workers))
     os.kill(workers[-1].pid, 9)
     wait_until(lambda: not any(worker.is_running() for worker in workers))
-    wait_until(lambda: len(list(storage.glob("*/checkpoint_*/state.pt"))) == 1)  # the older one goes a moment later
     shutil.copytree(storage, kept)
 
 
-def seconds_of_epochs(storage):
-    """Wall times are unlike on every run: equal ones were not measured again."""
-    (path,) = storage.glob("*/checkpoint_*/state.pt")
+def seconds_of_epochs(storage, place=-1):
+    """Wall times are unlike on every run: equal ones were not measured again. A run that died may leave two checkpoints."""
+    path = sorted(storage.glob("*/checkpoint_*/state.pt"))[place]
     return [epoch["seconds"] for epoch in torch.load(path, weights_only=True)["epochs"]]
 
 
@@ -136,7 +135,7 @@ def test_a_killed_worker_and_a_new_driver_lose_no_epoch(ray_session, world, unbr
     broken = run(world, config, tmp_path, workers=2)
     killer.join()
     assert killed == [2]
-    before = seconds_of_epochs(kept)
+    before = seconds_of_epochs(kept, place=0)
     assert 1 <= len(before) < 8
     assert seconds_of_epochs(storage)[: len(before)] == before
     assert_close(broken, unbroken(config))
