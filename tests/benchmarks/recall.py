@@ -29,6 +29,7 @@ def main():
     join_cluster()
     shutil.rmtree(OUT / "train", ignore_errors=True)  # or a fit would go on where an earlier one ended, in no time
     seconds = {}
+    reused = (OUT / "scores" / "manifest.json").exists()
 
     def timed(name, stage, *arguments, **settings):
         start = time.monotonic()
@@ -55,7 +56,7 @@ def main():
 
     record(
         "recall",
-        {"seconds": seconds, "index_ce_calls": scores.matrix.n_observed, "summary": summary},
+        {"seconds": seconds, "scores_reused": reused, "index_ce_calls": scores.matrix.n_observed, "summary": summary},
         rnr_de_at10_b100=at("RnR, DE", 1, 100, 10),
         pinv_mf_ind_at10_b100=at("AXN pinv, MF_Ind", 10, 100, 10),
         ridge_mf_ind_at10_b100=at("AXN ridge, MF_Ind", 10, 100, 10),
