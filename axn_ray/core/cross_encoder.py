@@ -8,54 +8,47 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from peft import PeftConfig, PeftModel
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from axn_ray import sample
 from axn_ray.core.artifact import hash_file
+from axn_ray.core.engines import TorchEngine
 from axn_ray.core.models import Dtype, choose_device, choose_dtype, locate_model
+from axn_ray.core.pair_layout import Overlong, PairLayout, Rows
+from axn_ray.core.pairs import FloatArray, PairScorer, PairScores, find_not_finite, is_out_of_memory, score_or_split
 from axn_ray.core.tokens import Int32Array, PairTemplate, TokenTable, token_budget_batches
 from axn_ray.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.float32]
+SOURCES = "hub id, local folder, PEFT adapter folder, or python:module:factory of a TextScorer"
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer.json")
 
 
 class CrossEncoderConfig(BaseModel):
-    """Which CE, and how it reads a pair."""
+    """Which CE, and how it reads a pair; the part that all stages with a CE share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="Hugging Face id, local folder, or folder of a PEFT adapter that names its base")
+    cross_encoder: str = Field(sample.CROSS_ENCODER, description=SOURCES)
     max_length: int | None = Field(None, ge=8, description="tokens per pair; default: what the tokenizer says")
     dtype: Dtype = Field("auto", description="of the encoder; pooler and head are always float32")
     batch_tokens: int = Field(4096, ge=1, description="tokens per forward pass, padding included")
-
-
-class PairScorer(Protocol):
-    """What scoring and search need of a CE; `CrossEncoder` is one."""
-
-    def tokenize(self, texts: Sequence[str]) -> TokenTable:
-        """Tokenize n texts."""
-        ...
-
-    def score(self, queries: TokenTable, items: TokenTable, query_index: Int32Array, item_index: Int32Array) -> FloatArray:
-        """Score pairs (n,), (n,) -> (n,)."""
-        ...
+    overlong: Overlong = Field("truncate", description="an item that does not fit: refuse it, cut its end, or score its chunks")
+    label: str | None = Field(None, description="the output to read, of a model with several")
 
 
 def load_adapter_or_model(name: str) -> tuple[Any, Any]:
     """Load (model, tokenizer) in float32 from a hub id, a folder, or a PEFT adapter folder, merged into its base.
 
     Raises:
-        ModelError: it cannot be found or read, or has more than one output.
+        ModelError: it cannot be found or read.
     """
     source = locate_model(name)
     try:
@@ -69,9 +62,22 @@ def load_adapter_or_model(name: str) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"cross-encoder {name!r} cannot be loaded ({reason}); give a hub id, a folder or an adapter") from error
-    if model.config.num_labels != 1:
-        raise ModelError(f"cross-encoder {name!r} has {model.config.num_labels} outputs; axn-ray needs a model with one logit")
     return model, tokenizer
+
+
+def find_column(config: CrossEncoderConfig, described: Any) -> int:
+    """Which output is the score: the only one, or the named one.
+
+    Raises:
+        ModelError: several outputs and no name, or a name that the model does not know.
+    """
+    labels = {str(name): int(column) for name, column in (described.label2id or {}).items()}
+    if config.label is None and described.num_labels == 1:
+        return 0
+    if config.label not in labels:
+        wanted = f"no label {config.label!r}" if config.label else f"{described.num_labels} outputs and no label was named"
+        raise ModelError(f"cross-encoder {config.cross_encoder!r} has {wanted}; set label to one of {', '.join(labels)}")
+    return labels[config.label]
 
 
 def hash_model(name: str, model: Any) -> str:
@@ -88,99 +94,72 @@ def hash_model(name: str, model: Any) -> str:
     return digest.hexdigest()
 
 
-def _cast_to_float(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.float() if torch.is_tensor(a) and a.is_floating_point() else a for a in args)
-
-
-def set_encoder_dtype(model: Any, dtype: torch.dtype) -> None:
-    """Cast the encoder to `dtype`; keep its pooler and the head in float32 and feed them float32."""
-    encoder = model.base_model
-    encoder.to(dtype)
-    heads = [child for child in model.children() if child is not encoder]
-    if getattr(encoder, "pooler", None) is not None:
-        heads.append(encoder.pooler)
-    for head in heads:
-        head.float()
-        head.register_forward_pre_hook(_cast_to_float)
-
-
-class CrossEncoder:
-    """A sequence-classification CE with one logit, on the GPU when there is one.
+class CrossEncoder(PairScorer):
+    """A sequence-classification CE with one logit, or one named label, on the GPU when there is one.
 
     Raises:
-        ModelError: see `load_adapter_or_model`.
+        ModelError: see `load_adapter_or_model` and `find_column`.
     """
 
     def __init__(self, config: CrossEncoderConfig) -> None:
-        model, self._tokenizer = load_adapter_or_model(config.model)
-        self.device = choose_device()
-        dtype = choose_dtype(config.dtype, self.device)
+        model, self._tokenizer = load_adapter_or_model(config.cross_encoder)
+        self._column = find_column(config, model.config)
+        device = choose_device()
+        dtype = choose_dtype(config.dtype, device)
         self._template = PairTemplate.of(self._tokenizer)
         self.max_length = config.max_length or min(
             self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512)
         )
-        self._batch_tokens = config.batch_tokens
-        self.fingerprint: dict[str, Any] = {
-            "model": hash_model(config.model, model),
+        self._overlong, self._batch_tokens = config.overlong, config.batch_tokens
+        self.fingerprint = {
+            "model": hash_model(config.cross_encoder, model),
             "max_length": self.max_length,
             "dtype": str(dtype).removeprefix("torch."),
-            "overlong": "truncate-item",
-        }
-        set_encoder_dtype(model, dtype)
-        self._model = model.to(self.device).eval()
-        self.n_truncated = 0
+            "overlong": f"{config.overlong}-item",
+        } | ({"label": config.label} if config.label else {})
+        self._engine = TorchEngine(model, dtype, device)
 
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenize n texts, queries or items, once."""
         return TokenTable.from_texts(texts, self._tokenizer)
 
-    def score_texts(self, queries: Sequence[str], items: Sequence[str]) -> FloatArray:
-        """Score the n pairs (queries[j], items[j]) -> (n,) raw logits."""
-        rows = np.arange(len(queries), dtype=np.int32)
-        return self.score(self.tokenize(queries), self.tokenize(items), rows, rows)
-
-    def score(self, queries: TokenTable, items: TokenTable, query_index: Int32Array, item_index: Int32Array) -> FloatArray:
-        """Score the n pairs (query_index[j], item_index[j]) -> (n,) raw logits, higher is better.
-
-        A pair over `max_length` loses the end of its item (and a query longer than half of it the end of the query);
-        `n_truncated` counts such pairs.
+    def score_pairs(self, queries: TokenTable, items: TokenTable, query_index: Int32Array, item_index: Int32Array) -> PairScores:
+        """See `PairScorer`. Items over `max_length` meet the policy `overlong`.
 
         Raises:
-            ModelError: a logit is NaN or infinite.
+            InputError: a pair is too long and the policy is `error`.
         """
-        query_lengths = np.minimum(queries.lengths[query_index], self.max_length // 2)
-        room = self.max_length - self._template.n_special - query_lengths
-        item_lengths = np.minimum(items.lengths[item_index], room)
-        truncated = (query_lengths < queries.lengths[query_index]) | (item_lengths < items.lengths[item_index])
-        self.n_truncated += int(truncated.sum())
-        scores = np.empty(len(query_index), dtype=np.float32)
-        for rows in token_budget_batches(query_lengths + item_lengths, self._batch_tokens):
-            query_ids = [queries[query_index[r]][: query_lengths[r]] for r in rows]
-            item_ids = [items[item_index[r]][: item_lengths[r]] for r in rows]
-            scores[rows] = self._forward(query_ids, item_ids)
-        bad = np.flatnonzero(~np.isfinite(scores))
-        if len(bad):
-            pair = f"query index {query_index[bad[0]]}, item index {item_index[bad[0]]}"
-            raise ModelError(f"the cross-encoder gave NaN or infinity for {len(bad)} pairs (first: {pair}); try dtype=float32")
-        return scores
+        room = self.max_length - self._template.n_special
+        layout = PairLayout.of(queries, items, query_index, item_index, room, self._overlong)
+        chunk_scores = np.full(len(layout), np.nan, dtype=np.float32)
+        failures = layout.failures()
+        remaining = np.flatnonzero(~np.isin(layout.pair, list(failures)))
+        chunk_failures: dict[int, str] = {}
+        while len(remaining):
+            remaining = self._score_until_out_of_memory(layout, remaining, chunk_scores, chunk_failures)
+        scores = layout.best_of_chunks(chunk_scores)
+        failures |= {int(layout.pair[chunk]): reason for chunk, reason in chunk_failures.items()}
+        return PairScores(scores, failures | find_not_finite(scores, failures), layout.n_truncated)
 
-    @torch.inference_mode()
-    def _forward(self, query_ids: list[Int32Array], item_ids: list[Int32Array]) -> FloatArray:
-        """One forward pass over a batch of pairs, padded to its longest."""
-        t = self._template
-        longest = max(len(q) + len(i) for q, i in zip(query_ids, item_ids, strict=True)) + t.n_special
-        ids = np.full((len(query_ids), longest), t.pad, dtype=np.int64)
-        types = np.zeros_like(ids)
-        mask = np.zeros_like(ids)
-        for row, (query, item) in enumerate(zip(query_ids, item_ids, strict=True)):
-            joined = np.concatenate([t.prefix, query, t.middle, item, t.suffix]).astype(np.int64)
-            start = len(t.prefix) + len(query)
-            ids[row, : len(joined)] = joined
-            mask[row, : len(joined)] = 1
-            types[row, :start] = t.query_type
-            types[row, start : start + len(t.middle)] = t.middle_types
-            types[row, start + len(t.middle) : len(joined)] = t.item_type
-        inputs = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if t.uses_types else {})
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
-        logits = self._model(**tensors).logits
-        return logits[:, 0].float().cpu().numpy()
+    def _score_until_out_of_memory(
+        self, layout: PairLayout, chunks: Rows, scores: FloatArray, failures: dict[int, str]
+    ) -> Rows:
+        """Score chunks in batches; where memory runs out, halve the batch for good and return what is left to do."""
+        lengths = layout.lengths[chunks]
+        done = 0
+        for batch in token_budget_batches(lengths + self._template.n_special, self._batch_tokens):
+            try:
+                score_or_split(lambda rows: self._forward(layout, rows), chunks[batch], scores, failures)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._batch_tokens = max(1, int(lengths[batch].max() + self._template.n_special) * (len(batch) // 2))
+                logger.warning("out of memory on %d pairs at once; going on with %d tokens", len(batch), self._batch_tokens)
+                torch.cuda.empty_cache()
+                break
+            done += len(batch)
+        return chunks[np.argsort(-lengths, kind="stable")][done:]
+
+    def _forward(self, layout: PairLayout, rows: Rows) -> FloatArray:
+        ids, mask, types = layout.join(rows, self._template)
+        return self._engine.logits(ids, mask, types if self._template.uses_types else None, self._column)

@@ -7,34 +7,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.table import Table
 
-from axn_ray import sample
 from axn_ray.core.adaptive import SearchResult, run_search, search, split_budget
 from axn_ray.core.artifact import check_same_inputs, read_manifest
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, FloatArray
+from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.factorization import load_factorization
 from axn_ray.core.first_round import dense_first_round
 from axn_ray.core.methods import METHODS, build_estimator
-from axn_ray.core.models import Dtype
+from axn_ray.core.open_cross_encoder import open_cross_encoder
+from axn_ray.core.pairs import FloatArray
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
 
-class SearchConfig(BaseModel):
+class SearchConfig(CrossEncoderConfig):
     """The budget of a search and the cross-encoder that spends it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: int = Field(100, ge=1, description="cross-encoder calls per query, over all rounds")
     rounds: int = Field(10, ge=1, description="1 is retrieve-and-rerank")
     top_k: int = Field(10, ge=1, description="results to show")
-    cross_encoder: str = Field(sample.CROSS_ENCODER, description="hub id, local folder, or PEFT adapter folder")
-    max_length: int | None = Field(None, ge=8, description="tokens per pair; default: what the tokenizer says")
-    dtype: Dtype = "auto"
 
 
 @dataclass(frozen=True)
@@ -61,9 +56,7 @@ class Searcher:
         check_same_inputs(factorization, manifest, {"items": corpus.items.fingerprint})
         self._corpus, self._config = corpus, config
         self._factorization = load_factorization(factorization)
-        self._cross_encoder = CrossEncoder(
-            CrossEncoderConfig(model=config.cross_encoder, max_length=config.max_length, dtype=config.dtype)
-        )
+        self._cross_encoder = open_cross_encoder(config)
         self._dual_encoder = DualEncoder(corpus.dual_encoder)
         self._item_tokens = self._cross_encoder.tokenize(corpus.items.full_texts)
 

@@ -14,15 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray.data import ActorPoolStrategy
 
-from axn_ray import sample
 from axn_ray.core.artifact import MANIFEST, Manifest, check_replaceable, hash_json, seal
 from axn_ray.core.corpus import TEMPLATE
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, load_adapter_or_model
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
-from axn_ray.core.models import Dtype
 from axn_ray.core.sampling import PairChoice, check_per_query, choose_items
 from axn_ray.core.score_store import Scores, load_scores, read_shard_facts, write_shard
 from axn_ray.core.tokens import TokenTable
@@ -33,29 +31,16 @@ from axn_ray.errors import ArtifactError
 logger = logging.getLogger(__name__)
 
 
-class ScoreConfig(BaseModel):
+class ScoreConfig(CrossEncoderConfig):
     """Which pairs to score, with which cross-encoder, on how many workers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: Literal["train", "dev", "test"] = Field("train", description="score this split's queries")
     choice: PairChoice = Field("nearest", description="items per query: the DE's nearest, random, or all (exact truth)")
     per_query: int = Field(100, ge=1, description="items per query, unless choice is all")
-    cross_encoder: str = Field(sample.CROSS_ENCODER, description="hub id, local folder, or PEFT adapter folder")
-    max_length: int | None = Field(None, ge=8, description="tokens per pair; default: what the tokenizer says")
-    dtype: Dtype = "auto"
-    batch_tokens: int = Field(4096, ge=1, description="tokens per forward pass")
     shard_pairs: int = Field(5000, ge=1, description="about how many pairs make one shard (one file)")
     workers: int = Field(2, ge=1, description="processes that hold the cross-encoder")
     threads: int = Field(1, ge=1, description="CPU threads of each worker")
     seed: int = 0
-
-    @property
-    def model(self) -> CrossEncoderConfig:
-        """The part that the cross-encoder itself reads."""
-        return CrossEncoderConfig(
-            model=self.cross_encoder, max_length=self.max_length, dtype=self.dtype, batch_tokens=self.batch_tokens
-        )
 
 
 class ScoreActor:
@@ -64,7 +49,7 @@ class ScoreActor:
     def __init__(self, config: ScoreConfig, folder: str, fingerprint: str, inputs: dict[str, Any]) -> None:
         torch.set_num_threads(config.threads)
         self._config, self._folder, self._fingerprint = config, Path(folder), fingerprint
-        self._cross_encoder = CrossEncoder(config.model)
+        self._cross_encoder = CrossEncoder(config)
         values = ray.get(list(inputs.values()))
         self._inputs = dict(zip(inputs, values, strict=True))
 
@@ -72,13 +57,11 @@ class ScoreActor:
         """Do one shard: `shard`, `start` and `stop` are the only row of the batch."""
         shard, start, stop = (int(batch[name][0]) for name in ("shard", "start", "stop"))
         query_index, item_index = self._pairs(shard, range(start, stop))
-        before = self._cross_encoder.n_truncated
         inputs = self._inputs
-        scores = self._cross_encoder.score(inputs["query_tokens"], inputs["item_tokens"], query_index, item_index)
-        truncated = self._cross_encoder.n_truncated - before
-        facts = {"fingerprint": self._fingerprint, "truncated": truncated}
-        write_shard(self._folder, shard, query_index, item_index, scores, facts)
-        return {"shard": [shard], "rows": [len(scores)], "truncated": [truncated]}
+        scored = self._cross_encoder.score_pairs(inputs["query_tokens"], inputs["item_tokens"], query_index, item_index)
+        facts = {"fingerprint": self._fingerprint, "truncated": scored.n_truncated}
+        write_shard(self._folder, shard, query_index, item_index, scored.scores, facts)
+        return {"shard": [shard], "rows": [len(scored.scores)], "truncated": [scored.n_truncated]}
 
     def _pairs(self, shard: int, queries: range) -> tuple[np.ndarray, np.ndarray]:
         config, inputs = self._config, self._inputs
@@ -90,7 +73,7 @@ class ScoreActor:
 
 def describe(config: ScoreConfig) -> dict[str, Any]:
     """The cross-encoder's fingerprint, as the workers will run it."""
-    return CrossEncoder(config.model).fingerprint
+    return dict(CrossEncoder(config).fingerprint)
 
 
 def tokenize(config: ScoreConfig, query_texts: list[str], item_texts: list[str]) -> tuple[TokenTable, TokenTable]:

@@ -128,7 +128,7 @@ def _mine(config: TrainCrossEncoderConfig, world: list[str], split: str | None, 
 def _check(config: TrainCrossEncoderConfig, adapter: Path) -> float:
     """Share of held-out queries whose labelled item scores above its mined candidates."""
     held_out = _mine(config, config.check_world, None, config.check_queries)
-    cross_encoder = CrossEncoder(CrossEncoderConfig(model=str(adapter)))
+    cross_encoder = CrossEncoder(CrossEncoderConfig(cross_encoder=str(adapter)))
     rows = np.repeat(np.arange(len(held_out.queries), dtype=np.int32), held_out.candidates.shape[1])
     scores = cross_encoder.score(
         cross_encoder.tokenize(held_out.queries.texts),

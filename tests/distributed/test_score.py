@@ -36,7 +36,7 @@ def config(tiny_cross_encoder):
 def test_equals_one_process_on_the_nearest_items(ray_session, corpus, config, tmp_path):
     scores = score(corpus, config, tmp_path / "scores")
     rows = corpus.rows_of("train")
-    cross_encoder = CrossEncoder(config.model)
+    cross_encoder = CrossEncoder(config)
     nearest, _ = top_k(corpus.item_embeddings, corpus.query_embeddings[rows], 5)
     assert scores.query_ids == tuple(corpus.queries.ids[r] for r in rows)
     assert scores.matrix.n_observed == 8 * 5

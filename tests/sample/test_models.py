@@ -30,7 +30,7 @@ def exact():
 
 @pytest.fixture(scope="module")
 def cross_encoder():
-    return CrossEncoder(CrossEncoderConfig(model=sample.CROSS_ENCODER))
+    return CrossEncoder(CrossEncoderConfig(cross_encoder=sample.CROSS_ENCODER))
 
 
 def test_adapter_is_small_and_names_its_base_by_public_id():

@@ -1,0 +1,33 @@
+"""Opens any cross-encoder by its name: weights that run here, or a Python object. Knows no model's inside."""
+
+import importlib
+
+from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.pairs import PairScorer, TextPairScorer, TextScorer
+from axn_ray.errors import ModelError
+
+PYTHON = "python:"
+
+
+def open_cross_encoder(config: CrossEncoderConfig) -> PairScorer:
+    """Open the CE that `config.cross_encoder` names.
+
+    Raises:
+        ModelError: it cannot be found or loaded.
+    """
+    if config.cross_encoder.startswith(PYTHON):
+        return TextPairScorer(_make_text_scorer(config.cross_encoder.removeprefix(PYTHON)))
+    return CrossEncoder(config)
+
+
+def _make_text_scorer(path: str) -> TextScorer:
+    """Call `module:factory`, which takes nothing and returns a `TextScorer`."""
+    module, _, factory = path.partition(":")
+    try:
+        scorer: TextScorer = getattr(importlib.import_module(module), factory)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(f"no cross-encoder at {PYTHON}{path} ({error}); give python:module:factory") from error
+    missing = [name for name in ("fingerprint", "score_texts") if not hasattr(scorer, name)]
+    if missing:
+        raise ModelError(f"{PYTHON}{path} made an object without {missing[0]}; see axn_ray.core.pairs.TextScorer")
+    return scorer
