@@ -4,7 +4,7 @@ import typer
 
 import axn_ray
 from jobs import demo as demo_job
-from jobs import embed, evaluate, factorize, score, search, train_cross_encoder
+from jobs import embed, evaluate, export_scores, factorize, import_scores, score, search, train_cross_encoder
 
 app = typer.Typer(
     help="Find the items a cross-encoder would rank first, at the price of a hundred of its calls.",
@@ -29,6 +29,8 @@ def _options(
 app.command("demo")(demo_job.command)
 app.command("embed")(embed.command)
 app.command("score")(score.command)
+app.command("import-scores")(import_scores.command)
+app.command("export-scores")(export_scores.command)
 app.command("factorize")(factorize.command)
 app.command("search")(search.command)
 app.command("evaluate")(evaluate.command)
