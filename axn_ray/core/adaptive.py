@@ -20,12 +20,14 @@ from axn_ray.errors import InputError, ModelError
 class SearchResult:
     """Every item that was scored, best first by (score, item index): three arrays (budget,).
 
-    `score` float32 is the raw CE logit, `round` int32 (from 1) the round that chose the item.
+    `score` float32 is the raw CE logit, `round` int32 (from 1) the round that chose the item. `n_known` of them were
+    looked up instead of computed; they count as CE calls all the same.
     """
 
     item_index: Int32Array
     score: FloatArray
     round: Int32Array
+    n_known: int = 0
 
     @property
     def n_ce_calls(self) -> int:

@@ -11,15 +11,17 @@ from pydantic import Field
 from rich.table import Table
 
 from axn_ray.core.adaptive import SearchResult, run_search, search, split_budget
-from axn_ray.core.artifact import check_same_inputs, read_manifest
+from axn_ray.core.artifact import check_same_inputs, hash_json, locate_folder, read_manifest
 from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.factorization import load_factorization
 from axn_ray.core.first_round import dense_first_round
+from axn_ray.core.known_scores import KnownFirst, KnownScores
 from axn_ray.core.methods import METHODS, build_estimator
 from axn_ray.core.open_cross_encoder import open_cross_encoder
-from axn_ray.core.pairs import FloatArray
+from axn_ray.core.pairs import FloatArray, PairScorer
+from axn_ray.core.score_store import digest_texts, load_scores
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
@@ -30,6 +32,7 @@ class SearchConfig(CrossEncoderConfig):
     budget: int = Field(100, ge=1, description="cross-encoder calls per query, over all rounds")
     rounds: int = Field(10, ge=1, description="1 is retrieve-and-rerank")
     top_k: int = Field(10, ge=1, description="results to show")
+    known_scores: list[str] = Field([], description="scores artifacts to look pairs up in before paying for a call")
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,12 @@ class Searcher:
         self._cross_encoder = open_cross_encoder(config)
         self._dual_encoder = DualEncoder(corpus.dual_encoder)
         self._item_tokens = self._cross_encoder.tokenize(corpus.items.full_texts)
+        self._known = _KnownQueries(config.known_scores, self._cross_encoder, corpus.items.full_texts)
 
     def search(self, query: str) -> SearchResult:
         """Score exactly `budget` items in `rounds` rounds; all of them, best first.
+
+        A known pair spends the budget like any other, so that what is known changes what the search costs and nothing else.
 
         Raises:
             InputError: an empty query; see `axn_ray.core.adaptive.search`.
@@ -77,11 +83,13 @@ class Searcher:
         estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
         first_round = dense_first_round(fitted.item_embeddings, embedding, split_budget(budget, rounds)[0])
         tokens = self._cross_encoder.tokenize([query])
+        scorer = KnownFirst(self._cross_encoder, self._known.of_query(query))
 
         def score(chosen: Int32Array) -> FloatArray:
-            return self._cross_encoder.score(tokens, self._item_tokens, np.zeros_like(chosen), chosen)
+            return scorer.score(tokens, self._item_tokens, np.zeros_like(chosen), chosen)
 
-        return run_search(search(estimator, first_round, n_items=n_items, budget=budget, rounds=rounds), score)
+        result = run_search(search(estimator, first_round, n_items=n_items, budget=budget, rounds=rounds), score)
+        return replace(result, n_known=scorer.n_known)
 
     def hits(self, result: SearchResult) -> list[Hit]:
         """The best `top_k` results with their ids and texts."""
@@ -90,9 +98,29 @@ class Searcher:
         return [Hit(items.ids[i], items.titles[i], items.texts[i], float(s), int(r)) for i, s, r in best]
 
 
+class _KnownQueries:
+    """All that the stores know of these items, by the query's text.
+
+    Raises:
+        ArtifactError: a store that cannot be read or was made with another CE.
+    """
+
+    def __init__(self, stores: list[str], cross_encoder: PairScorer, item_texts: list[str]) -> None:
+        loaded = [load_scores(locate_folder(name)) for name in stores]
+        digests = list(dict.fromkeys(digest for store in loaded for digest in store.query_digests))
+        item_digests = digest_texts(item_texts) if loaded else [b""] * len(item_texts)
+        self._row_of = {digest: row for row, digest in enumerate(digests)}
+        self._known = KnownScores.of_digests(loaded, hash_json(cross_encoder.fingerprint), digests, item_digests)
+
+    def of_query(self, query: str) -> KnownScores:
+        """What is known of one query's text."""
+        return self._known.of_query(self._row_of.get(digest_texts([query])[0]))
+
+
 def hits_table(query: str, result: SearchResult, searcher: Searcher) -> Table:
     """The hits for a terminal: score, the round that found each, id and text; the CE calls spent in the title."""
-    table = Table(title=f"{query}   ({result.n_ce_calls} CE calls)", title_justify="left", title_style="bold")
+    known = f", {result.n_known} of them known" if result.n_known else ""
+    table = Table(title=f"{query}   ({result.n_ce_calls} CE calls{known})", title_justify="left", title_style="bold")
     for column in ("score", "round", "item", "text"):
         table.add_column(column, justify="right" if column in ("score", "round") else "left")
     for hit in searcher.hits(result):
