@@ -218,6 +218,16 @@ def test_shards_hold_whole_queries_and_pieces_of_a_file_change_nothing(tmp_path,
         np.testing.assert_array_equal(found, expected)
 
 
+def test_rows_are_counted_through_all_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(score_formats, "BATCH_BYTES", 30)
+    run = write_run(tmp_path / "in.run", "1 Q0 a 1 1 x", "1 Q0 b 1 1 x", "", "1 Q0 c 1 1 x", "nonsense", "2 Q0 y 1 1 x")
+    _, folder = imported(tmp_path, run)
+    assert [reason for _, _, reason in quarantined(folder)] == [
+        "row 5: 1 fields, a line of a TREC run has 6",
+        "row 6: item 'y' is not in the corpus",
+    ]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
