@@ -6,11 +6,13 @@ Every field of the config is a flag; `--config FILE` reads the same names from Y
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional, TypeVar, get_origin
 
 import ray.exceptions
+import transformers
 import typer
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -81,6 +83,9 @@ class one_sentence_errors:  # noqa: N801 - reads as a statement
         handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%X")
         logging.basicConfig(level="WARNING", format="%(message)s", handlers=[handler], force=True)
         logging.getLogger("axn_ray").setLevel("INFO")
+        transformers.logging.set_verbosity_error()  # its load reports and bars say nothing that a user of axn needs
+        transformers.logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     def __exit__(self, _: type | None, error: BaseException | None, __: object) -> None:
         known = find_axn_error(error)

@@ -1,6 +1,6 @@
 """Sealed folders: files beside a `manifest.json` that says what they are and what they were made from.
 
-Knows no model and no Ray. A folder appears under its name only when it is whole.
+Knows no model and no Ray. A folder appears under its name only when it is whole, or is not sealed until it is.
 """
 
 import hashlib
@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from upath import UPath
 
 import axn_ray
 from axn_ray.errors import ArtifactError
@@ -35,6 +36,16 @@ class Manifest(BaseModel):
     files: dict[str, str] = {}
 
 
+def locate_folder(name: str) -> Path:
+    """A local path, or for a URI that fsspec knows (`s3://`, `gs://`, ...) an object that acts like one."""
+    return cast(Path, UPath(name)) if "://" in name else Path(name)
+
+
+def is_local(path: Path) -> bool:
+    """Whether this is a path of the local file system and not an object store's."""
+    return isinstance(path, Path)
+
+
 def hash_file(path: Path) -> str:
     """sha256 of a file, as hex."""
     with path.open("rb") as stream:
@@ -47,7 +58,13 @@ def hash_json(value: Any) -> str:
 
 
 def write_file_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, then rename: readers see the old file or the whole new one."""
+    """Write beside `path`, then rename: readers see the old file or the whole new one.
+
+    An object store shows an object only when all of it has been received: there the write itself is the rename.
+    """
+    if not is_local(path):
+        path.write_bytes(content)
+        return
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         aside.write_bytes(content)
@@ -57,8 +74,8 @@ def write_file_atomically(path: Path, content: bytes) -> None:
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest of a finished folder, with the sha256 of every file below it."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    """Write the manifest of a finished folder, with the sha256 of every file below it but hidden ones."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST and not p.name.startswith("."))
     sealed = manifest.model_copy(update={"files": {p.relative_to(folder).as_posix(): hash_file(p) for p in files}})
     write_file_atomically(folder / MANIFEST, (sealed.model_dump_json(indent=1) + "\n").encode())
     return sealed

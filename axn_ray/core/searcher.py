@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 from rich.table import Table
+from rich.text import Text
 
 from axn_ray.core.adaptive import SearchResult, run_search, search, split_budget
 from axn_ray.core.artifact import check_same_inputs, hash_json, locate_folder, read_manifest
@@ -120,9 +121,11 @@ class _KnownQueries:
 def hits_table(query: str, result: SearchResult, searcher: Searcher) -> Table:
     """The hits for a terminal: score, the round that found each, id and text; the CE calls spent in the title."""
     known = f", {result.n_known} of them known" if result.n_known else ""
-    table = Table(title=f"{query}   ({result.n_ce_calls} CE calls{known})", title_justify="left", title_style="bold")
+    title = Text(f"{query}   ({result.n_ce_calls} CE calls{known})", style="bold")  # not markup: queries hold brackets
+    table = Table(title=title, title_justify="left")
     for column in ("score", "round", "item", "text"):
         table.add_column(column, justify="right" if column in ("score", "round") else "left")
     for hit in searcher.hits(result):
-        table.add_row(f"{hit.score:.2f}", str(hit.round), hit.item_id, f"{hit.title}: {hit.text}" if hit.title else hit.text)
+        text = f"{hit.title}: {hit.text}" if hit.title else hit.text
+        table.add_row(f"{hit.score:.2f}", str(hit.round), Text(hit.item_id), Text(text))
     return table

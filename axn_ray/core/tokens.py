@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from axn_ray.errors import InputError, ModelError
 
+CHUNK = 1 << 14  # texts tokenized at once: ids are Python integers until they stand in the table
 Int32Array = npt.NDArray[np.int32]
 
 
@@ -42,10 +43,13 @@ class TokenTable:
     @classmethod
     def from_texts(cls, texts: Sequence[str], tokenizer: Any) -> "TokenTable":
         """Tokenize each text once with a fast tokenizer, no special tokens, no truncation."""
-        encoded = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])]).astype(np.int64)
-        flat = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32, count=int(offsets[-1]))
-        return cls(flat, offsets)
+        parts, lengths = [np.empty(0, dtype=np.int32)], [0]
+        for start in range(0, len(texts), CHUNK):
+            chunk = list(texts[start : start + CHUNK])
+            encoded = tokenizer(chunk, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+            lengths += [len(ids) for ids in encoded]
+            parts.append(np.fromiter((i for ids in encoded for i in ids), dtype=np.int32))
+        return cls(np.concatenate(parts), np.cumsum(lengths, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def factorize(
     inputs = FitInputs(score_matrix, np.asarray(item_embeddings), np.asarray(query_embeddings))
     scale = inputs.fit_scale()
     if config.method == "bayes":
-        factorization = fit_closed_form(inputs, scale, config, _SumOnRay(num_workers, threads))
+        factorization = fit_closed_form(inputs, scale, config, SumOnRay(num_workers, threads))
         with new_artifact(out, describe_factorization(factorization, config, made_from)) as folder:
             save_factorization(folder, factorization)
         return load_factorization(out)
@@ -230,7 +230,7 @@ def _sum_gradients(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tens
     return summed.then(lambda done: done.value()[0])
 
 
-class _SumOnRay:
+class SumOnRay:
     """The E-step of `bayes`, its queries shared out over `num_workers` tasks; the inputs go to the object store once."""
 
     def __init__(self, num_workers: int, threads: int) -> None:
@@ -238,6 +238,7 @@ class _SumOnRay:
         self._inputs: Any = None
 
     def __call__(self, model: BayesModel, inputs: BayesInputs) -> SufficientStatistics:
+        """Sums over all queries, added up in the order of the tasks; `inputs` are those of the first call."""
         self._inputs = ray.put(inputs) if self._inputs is None else self._inputs
         shares = split_evenly(inputs.matrix.n_queries, -(-inputs.matrix.n_queries // self._num_workers))
         task = ray.remote(num_cpus=self._threads)(e_step)

@@ -29,7 +29,7 @@ def track(results: Iterable[T], total: int, description: str, size: Callable[[T]
             state = progress.tasks[0]
             rate = f"{state.speed:,.0f}/s" if state.speed else ""
             progress.update(task, rate=rate)
-            done = state.completed / total
+            done = state.completed / max(1, total)
             if not console.is_terminal and (done - shown >= LOG_EVERY or done >= 1 > shown):
                 shown = done
                 elapsed = state.elapsed or 0.0

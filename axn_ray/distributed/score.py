@@ -3,181 +3,297 @@
 A shard is a range of queries with the items chosen for them. Nothing depends on Ray's block layout.
 """
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
+import numpy.typing as npt
 import ray
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray.data import ActorPoolStrategy
 
-from axn_ray.core.artifact import MANIFEST, Manifest, check_replaceable, hash_json, seal
-from axn_ray.core.corpus import TEMPLATE
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, load_adapter_or_model
+from axn_ray.core.active_sampling import ActiveModel
+from axn_ray.core.artifact import MANIFEST, Manifest, check_replaceable, hash_json, locate_folder, seal
+from axn_ray.core.corpus import TEMPLATE, Queries
+from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
-from axn_ray.core.sampling import PairChoice, check_per_query, choose_items
-from axn_ray.core.score_store import Scores, load_scores, read_shard_facts, write_shard
-from axn_ray.core.tokens import TokenTable
+from axn_ray.core.known_scores import KnownScores
+from axn_ray.core.open_cross_encoder import open_cross_encoder
+from axn_ray.core.pairs import FloatArray
+from axn_ray.core.sampling import Shares, check_per_query, choose_queries
+from axn_ray.core.score_store import (
+    ITEMS,
+    QUARANTINE,
+    QUERIES,
+    load_scores,
+    lock_folder,
+    read_shard_facts,
+    read_shards,
+    write_ids,
+    write_into,
+    write_quarantine,
+)
 from axn_ray.distributed.cluster import split_evenly
+from axn_ray.distributed.factorize import SumOnRay
 from axn_ray.distributed.progress import track
+from axn_ray.distributed.score_worker import ListedPairs, PairChooser, ScoreActor
 from axn_ray.errors import ArtifactError
 
 logger = logging.getLogger(__name__)
+
+ACTIVE_MODEL = "active_model.npz"
 
 
 class ScoreConfig(CrossEncoderConfig):
     """Which pairs to score, with which cross-encoder, on how many workers."""
 
     split: Literal["train", "dev", "test"] = Field("train", description="score this split's queries")
-    choice: PairChoice = Field("nearest", description="items per query: the DE's nearest, random, or all (exact truth)")
-    per_query: int = Field(100, ge=1, description="items per query, unless choice is all")
+    choice: Literal["per_query", "per_item", "all"] = Field(
+        "per_query", description="so many items of each query, so many queries of each item, or every pair (exact truth)"
+    )
+    per_query: int = Field(100, ge=1, description="items per query: the dual-encoder's nearest, but for the two shares")
+    random_share: float = Field(0.0, ge=0, le=1, description="of per_query, drawn at random")
+    active_share: float = Field(0.0, ge=0, lt=1, description="of per_query, found by the search after a fit on the others")
+    per_item: int = Field(5, ge=1, description="nearest queries of each item, where choice is per_item")
+    known_scores: list[str] = Field([], description="scores artifacts to look pairs up in before paying for them")
     shard_pairs: int = Field(5000, ge=1, description="about how many pairs make one shard (one file)")
     workers: int = Field(2, ge=1, description="processes that hold the cross-encoder")
     threads: int = Field(1, ge=1, description="CPU threads of each worker")
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _check_shares(self) -> "ScoreConfig":
+        if self.random_share + self.active_share > 1:
+            raise ValueError(f"random_share={self.random_share} and active_share={self.active_share} exceed 1 together")
+        return self
 
-class ScoreActor:
-    """One cross-encoder in one process; chooses, scores and writes one shard at a time."""
+    @property
+    def shares(self) -> Shares:
+        """Items of each query by how they are chosen."""
+        return Shares.of(self.per_query, self.random_share, self.active_share)
 
-    def __init__(self, config: ScoreConfig, folder: str, fingerprint: str, inputs: dict[str, Any]) -> None:
-        torch.set_num_threads(config.threads)
-        self._config, self._folder, self._fingerprint = config, Path(folder), fingerprint
-        self._cross_encoder = CrossEncoder(config)
-        values = ray.get(list(inputs.values()))
-        self._inputs = dict(zip(inputs, values, strict=True))
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do one shard: `shard`, `start` and `stop` are the only row of the batch."""
-        shard, start, stop = (int(batch[name][0]) for name in ("shard", "start", "stop"))
-        query_index, item_index = self._pairs(shard, range(start, stop))
-        inputs = self._inputs
-        scored = self._cross_encoder.score_pairs(inputs["query_tokens"], inputs["item_tokens"], query_index, item_index)
-        facts = {"fingerprint": self._fingerprint, "truncated": scored.n_truncated}
-        write_shard(self._folder, shard, query_index, item_index, scored.scores, facts)
-        return {"shard": [shard], "rows": [len(scored.scores)], "truncated": [scored.n_truncated]}
-
-    def _pairs(self, shard: int, queries: range) -> tuple[np.ndarray, np.ndarray]:
-        config, inputs = self._config, self._inputs
-        rng = np.random.default_rng([config.seed, shard])
-        near = inputs["query_embeddings"][queries.start : queries.stop]
-        chosen = choose_items(config.choice, config.per_query, inputs["item_embeddings"], near, rng)
-        return np.repeat(np.array(queries, dtype=np.int32), chosen.shape[1]), chosen.ravel()
-
-
-def describe(config: ScoreConfig) -> dict[str, Any]:
-    """The cross-encoder's fingerprint, as the workers will run it."""
-    return dict(CrossEncoder(config).fingerprint)
-
-
-def tokenize(config: ScoreConfig, query_texts: list[str], item_texts: list[str]) -> tuple[TokenTable, TokenTable]:
-    """Query tokens and item tokens, made once for all workers."""
-    _, tokenizer = load_adapter_or_model(config.cross_encoder)
-    return TokenTable.from_texts(query_texts, tokenizer), TokenTable.from_texts(item_texts, tokenizer)
+    @property
+    def described(self) -> dict[str, Any]:
+        """The part that decides which pairs are scored, and in which shard."""
+        return self.model_dump(
+            include={"split", "choice", "per_query", "random_share", "active_share", "per_item", "shard_pairs", "seed"}
+        )
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """One run: its shards (ranges of query rows), what every actor reads, and what makes its scores what they are."""
+class Job:
+    """One run: its queries, the cross-encoder's fingerprint, and what every worker reads, as references."""
 
-    shards: Sequence[range]
-    pairs_per_query: int
-    query_ids: tuple[str, ...]
+    corpus: EmbeddedCorpus
+    config: ScoreConfig
+    rows: npt.NDArray[np.int64]
+    queries: Queries
+    cross_encoder: dict[str, Any]
     inputs: dict[str, Any]
+
+    @property
+    def embeddings(self) -> tuple[FloatArray, FloatArray]:
+        """The dual-encoder's, of all items and of the job's queries."""
+        return np.asarray(self.corpus.item_embeddings), np.asarray(self.corpus.query_embeddings[self.rows])
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """Hashes of what the scores depend on."""
+        return {
+            "items": self.corpus.items.fingerprint,
+            "queries": self.queries.fingerprint,
+            "cross_encoder": hash_json(self.cross_encoder),
+        }
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One go over the queries: its shards (number -> range of queries), how many pairs, what its workers read."""
+
+    shards: dict[int, range]
+    n_pairs: int
     fingerprint: str
-    described: dict[str, Any]
-    made_from: dict[str, str]
+    n_active: int
+    inputs: dict[str, Any]
 
 
-def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Scores:
+def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Manifest:
     """Write, or finish, the `scores` artifact `out`; shards that are done and whole are not scored again.
 
     Raises:
-        ArtifactError: `out` holds scores of another model, corpus or setting.
-        InputError, ModelError: see `choose_items` and `CrossEncoder`.
+        ArtifactError: `out` holds scores of another model, corpus or setting, is in use, or cannot be written.
+        InputError, ModelError: see `choose_items`, `choose_queries` and `open_cross_encoder`; a worker's come wrapped.
     """
-    plan = _plan(corpus, config)
-    check_replaceable_or_unfinished(out)
-    facts = {n: f for n in range(len(plan.shards)) if (f := read_shard_facts(out, n, plan.fingerprint)) is not None}
-    if facts:
-        logger.info("%d of %d shards are done already", len(facts), len(plan.shards))
-    out.mkdir(parents=True, exist_ok=True)
-    for result in _run(plan, [n for n in range(len(plan.shards)) if n not in facts], config, out):
-        facts[int(result["shard"][0])] = {"rows": int(result["rows"][0]), "truncated": int(result["truncated"][0])}
-    pa.parquet.write_table(pa.table({"query_id": plan.query_ids}), out / "queries.parquet", compression="zstd")
-    counts = {
-        "pairs": sum(f["rows"] for f in facts.values()),
-        "truncated": sum(f["truncated"] for f in facts.values()),
-        "n_queries": len(plan.query_ids),
-        "n_items": len(corpus.items),
-    }
-    asked = len(plan.query_ids) * plan.pairs_per_query
-    if counts["pairs"] != asked:
-        raise ArtifactError(f"{counts['pairs']} pairs scored of {asked}; run the scoring again")
-    seal(out, Manifest(kind="scores", config=plan.described, counts=counts, made_from=plan.made_from))
-    logger.info("scored %d pairs into %s, %d of them truncated", counts["pairs"], out, counts["truncated"])
-    return load_scores(out)
+    job = prepare_job(corpus, config)
+    with lock_folder(out):
+        _check_replaceable_or_unfinished(out)
+        first = plan_first_pass(job)
+        facts = _run_pass(job, first, out)
+        asked = first.n_pairs
+        if config.choice == "per_query" and config.shares.active:
+            second = _active_pass(job, first, out)
+            facts |= _run_pass(job, second, out)
+            asked += second.n_pairs
+        return _finish(job, facts, asked, out)
 
 
-def _plan(corpus: EmbeddedCorpus, config: ScoreConfig) -> _Plan:
-    """Check the request, tokenize once, and put what the actors share into the object store."""
-    rows, n_items = corpus.rows_of(config.split), len(corpus.items)
-    if config.choice != "all":
-        check_per_query(config.per_query, n_items)
+def prepare_job(corpus: EmbeddedCorpus, config: ScoreConfig) -> Job:
+    """Check the request, tokenize once, look up what is known, and put what the workers share into the object store."""
+    rows = corpus.rows_of(config.split)
+    if config.choice == "per_query":
+        check_per_query(config.per_query, len(corpus.items))
     queries = corpus.queries.take(rows.tolist())
-    gpus = 1 if torch.cuda.is_available() else 0
-    model = ray.get(ray.remote(num_gpus=gpus)(describe).remote(config))
-    query_tokens, item_tokens = ray.remote(num_returns=2)(tokenize).remote(config, queries.texts, corpus.items.full_texts)
-    made_from = {"items": corpus.items.fingerprint, "queries": queries.fingerprint, "cross_encoder": hash_json(model)}
-    settings = config.model_dump(include={"split", "choice", "per_query", "shard_pairs", "seed"})
-    nearest = {"dual_encoder": corpus.dual_encoder} if config.choice == "nearest" else {}
-    pairs_per_query = n_items if config.choice == "all" else config.per_query
-    return _Plan(
-        shards=split_evenly(len(queries), max(1, config.shard_pairs // pairs_per_query)),
-        pairs_per_query=pairs_per_query,
-        query_ids=queries.ids,
-        inputs={
-            "query_tokens": query_tokens,
-            "item_tokens": item_tokens,
-            "query_embeddings": ray.put(np.asarray(corpus.query_embeddings[rows])),
-            "item_embeddings": ray.put(np.asarray(corpus.item_embeddings)),
+    prepare = ray.remote(num_gpus=gpus_per_worker(), num_returns=3)(_open_and_tokenize)
+    described, query_tokens, item_tokens = prepare.remote(config, queries.texts, corpus.items.full_texts)
+    cross_encoder = ray.get(described)
+    stores = [load_scores(locate_folder(name)) for name in config.known_scores]
+    known = KnownScores.of(stores, hash_json(cross_encoder), queries.texts, corpus.items.full_texts)
+    inputs = {"query_tokens": query_tokens, "item_tokens": item_tokens, "known": ray.put(known)}
+    return Job(corpus, config, rows, queries, cross_encoder, inputs)
+
+
+def gpus_per_worker() -> int:
+    """One where there is any."""
+    return 1 if torch.cuda.is_available() else 0
+
+
+def _open_and_tokenize(config: CrossEncoderConfig, queries: Sequence[str], items: Sequence[str]) -> tuple[Any, Any, Any]:
+    """The cross-encoder's fingerprint as the workers will run it; query and item texts as it reads them."""
+    cross_encoder = open_cross_encoder(config)
+    return dict(cross_encoder.fingerprint), cross_encoder.tokenize(queries), cross_encoder.tokenize(items)
+
+
+def plan_first_pass(job: Job) -> Pass:
+    """The pairs that can be chosen before anything has been scored."""
+    config, corpus, n_queries = job.config, job.corpus, len(job.queries)
+    item_embeddings, query_embeddings = job.embeddings
+    chooser: PairChooser | ListedPairs
+    if config.choice == "per_item":
+        chooser = ListedPairs(*choose_queries(config.per_item, item_embeddings, query_embeddings))
+        n_pairs = config.per_item * len(item_embeddings)
+    else:
+        shares = config.shares if config.choice == "per_query" else None
+        chooser = PairChooser(shares, config.seed, item_embeddings, query_embeddings)
+        n_pairs = n_queries * (shares.first if shares else len(item_embeddings))
+    ranges = split_evenly(n_queries, max(1, config.shard_pairs * n_queries // max(1, n_pairs)))
+    near = {} if config.choice == "all" else {"dual_encoder": corpus.dual_encoder}
+    fingerprint = hash_json({**job.made_from, **config.described, **near})
+    return Pass(dict(enumerate(ranges)), n_pairs, fingerprint, 0, {**job.inputs, "chooser": ray.put(chooser)})
+
+
+def _active_pass(job: Job, first: Pass, out: Path) -> Pass:
+    """The pairs that the search finds once the first ones are scored and fitted; its shards follow the first's."""
+    n_queries, n_active = len(job.queries), job.config.shares.active
+    item_embeddings, query_embeddings = job.embeddings
+    observed = read_shards(out, first.shards, n_queries, len(item_embeddings))
+    if not (out / ACTIVE_MODEL).exists():
+        logger.info("fitting the first %d scores, to choose %d more items of each query", observed.n_observed, n_active)
+        sum_on_ray = SumOnRay(job.config.workers, job.config.threads)
+        fitted = ActiveModel.fit(observed, item_embeddings, query_embeddings, sum_on_ray)
+        write_into(out, out / ACTIVE_MODEL, fitted.to_bytes())
+    model = ActiveModel.from_bytes((out / ACTIVE_MODEL).read_bytes())
+    space = model.space(item_embeddings, query_embeddings, observed)
+    ranges = split_evenly(n_queries, max(1, job.config.shard_pairs // n_active))
+    shards = {len(first.shards) + number: queries for number, queries in enumerate(ranges)}
+    inputs = {**job.inputs, "active": ray.put(space)}
+    fingerprint = hash_json([first.fingerprint, "active"])
+    return Pass(shards, n_queries * n_active, fingerprint, n_active, inputs)
+
+
+def read_done(this: Pass, out: Path) -> dict[int, dict[str, Any]]:
+    """The facts of the shards that are done and whole.
+
+    Raises:
+        ArtifactError: `out` holds scores of another model, corpus or setting.
+    """
+    return {n: f for n in this.shards if (f := read_shard_facts(out, n, this.fingerprint)) is not None}
+
+
+def _run_pass(job: Job, this: Pass, out: Path) -> dict[int, dict[str, Any]]:
+    """Score the shards that are not there yet; returns the facts of all of them."""
+    facts = read_done(this, out)
+    if facts:
+        logger.info("%d of %d shards are done already", len(facts), len(this.shards))
+    for path in (out / "shards").glob("part-*.started"):  # what an earlier run began says nothing against a shard
+        path.unlink(missing_ok=True)
+    todo = [{"shard": n, "start": r.start, "stop": r.stop} for n, r in this.shards.items() if n not in facts]
+    for batch in _score_shards(job, this, todo, out):
+        for number, described in zip(batch["shard"], batch["facts"], strict=True):
+            facts[int(number)] = json.loads(described)
+    return facts
+
+
+def _score_shards(job: Job, this: Pass, todo: list[dict[str, int]], out: Path) -> Iterable[dict[str, Any]]:
+    """Score these shards on an actor pool; yields each shard's facts as it is written."""
+    if not todo:
+        return ()
+    config = job.config
+    scored = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
+        ScoreActor,
+        batch_size=1,
+        compute=ActorPoolStrategy(size=min(config.workers, len(todo))),
+        num_cpus=config.threads,
+        num_gpus=gpus_per_worker(),
+        fn_constructor_kwargs={
+            "config": config,
+            "threads": config.threads,
+            "folder": str(out if "://" in str(out) else out.resolve()),
+            "fingerprint": this.fingerprint,
+            "n_active": this.n_active,
+            "inputs": this.inputs,
         },
-        fingerprint=hash_json({**made_from, **settings, **nearest}),
-        described={**settings, **nearest, "cross_encoder": config.cross_encoder, "template": TEMPLATE, "fingerprint": model},
-        made_from=made_from,
     )
+    batches: Iterator[dict[str, Any]] = scored.iter_batches(batch_size=None, batch_format="numpy")
+    share = sum(row["stop"] - row["start"] for row in todo) / len(job.queries)
+    return track(batches, round(this.n_pairs * share), "score pairs", size=_count_pairs)
 
 
-def check_replaceable_or_unfinished(out: Path) -> None:
+def _count_pairs(batch: dict[str, Any]) -> int:
+    described = [json.loads(facts) for facts in batch["facts"]]
+    return sum(facts["rows"] + len(facts["failed"]) for facts in described)
+
+
+def _finish(job: Job, facts: dict[int, dict[str, Any]], asked: int, out: Path) -> Manifest:
+    """Reconcile what was asked for with what is there, name what failed, and seal the artifact."""
+    items, queries = job.corpus.items, job.queries
+    failed = [pair for number in sorted(facts) for pair in facts[number]["failed"]]
+    counts: dict[str, int | float] = {
+        "pairs": sum(f["rows"] for f in facts.values()),
+        "quarantined": len(failed),
+        "truncated": sum(f["truncated"] for f in facts.values()),
+        "known": sum(f["known"] for f in facts.values()),
+        "n_queries": len(queries),
+        "n_items": len(items),
+    }
+    if counts["pairs"] + counts["quarantined"] != asked:
+        raise ArtifactError(f"{counts['pairs']} pairs scored and {len(failed)} quarantined of {asked}; run the scoring again")
+    write_ids(out, QUERIES, "query_id", queries.ids, queries.texts)
+    write_ids(out, ITEMS, "item_id", items.ids, items.full_texts)
+    if failed:
+        write_quarantine(out, ((queries.ids[q], items.ids[i], reason) for q, i, reason in failed))
+        logger.warning("%d pairs could not be scored; %s names them", len(failed), out / QUARANTINE)
+    config = {
+        **job.config.described,
+        "cross_encoder": job.config.cross_encoder,
+        "dual_encoder": job.corpus.dual_encoder,
+        "template": TEMPLATE,
+        "fingerprint": job.cross_encoder,
+    }
+    sealed = seal(out, Manifest(kind="scores", config=config, counts=counts, made_from=job.made_from))
+    paid = counts["pairs"] - counts["known"]
+    logger.info(
+        "scored %d pairs into %s: %d CE calls, %d known beforehand, %d truncated",
+        *(counts["pairs"], out, paid, counts["known"], counts["truncated"]),
+    )
+    return sealed
+
+
+def _check_replaceable_or_unfinished(out: Path) -> None:
     """An unfinished run has shards and no manifest: it may be continued. Anything else foreign is refused."""
     if not (out / "shards").is_dir() or (out / MANIFEST).exists():
         check_replaceable(out)
-
-
-def _run(plan: _Plan, todo: list[int], config: ScoreConfig, out: Path) -> Iterator[dict[str, Any]]:
-    """Score these shards on an actor pool; yields each shard's counts as it is written."""
-    if not todo:
-        return
-    rows = [{"shard": n, "start": plan.shards[n].start, "stop": plan.shards[n].stop} for n in todo]
-    scored = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        ScoreActor,
-        batch_size=1,
-        compute=ActorPoolStrategy(size=min(config.workers, len(rows))),
-        num_cpus=config.threads,
-        num_gpus=1 if torch.cuda.is_available() else 0,
-        fn_constructor_kwargs={
-            "config": config,
-            "folder": str(out.resolve()),
-            "fingerprint": plan.fingerprint,
-            "inputs": plan.inputs,
-        },
-    )
-    total = plan.pairs_per_query * sum(len(plan.shards[n]) for n in todo)
-    batches = scored.iter_batches(batch_size=None, batch_format="numpy")
-    yield from track(batches, total, "score pairs", size=lambda b: int(b["rows"].sum()))

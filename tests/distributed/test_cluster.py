@@ -10,7 +10,9 @@ from ray.cluster_utils import Cluster
 
 from axn_ray.core.corpus import Items, Queries
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
-from axn_ray.distributed.score import ScoreConfig, score
+from axn_ray.core.score_store import load_scores
+from axn_ray.distributed import score as stage
+from axn_ray.distributed.score import ScoreConfig
 
 pytestmark = pytest.mark.cluster
 
@@ -35,6 +37,12 @@ def cluster():
     yield cluster, others
     ray.shutdown()
     cluster.shutdown()
+
+
+def score(corpus, config, out):
+    """Run the stage and read what it wrote."""
+    stage.score(corpus, config, out)
+    return load_scores(out)
 
 
 @pytest.fixture

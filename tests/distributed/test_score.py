@@ -7,7 +7,8 @@ from axn_ray.core.cross_encoder import CrossEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.index import top_k
 from axn_ray.core.score_store import load_scores, shard_path
-from axn_ray.distributed.score import ScoreConfig, score
+from axn_ray.distributed import score as stage
+from axn_ray.distributed.score import ScoreConfig
 from axn_ray.errors import ArtifactError, ModelError
 
 WORDS = "run walk close open bank dog house river slow fast eat drink speak shut move stand".split()
@@ -16,6 +17,12 @@ WORDS = "run walk close open bank dog house river slow fast eat drink speak shut
 def unit(rng, n, dim=8):
     vectors = rng.normal(size=(n, dim)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def score(corpus, config, out):
+    """Run the stage and read what it wrote."""
+    stage.score(corpus, config, out)
+    return load_scores(out)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +89,7 @@ def test_every_item_for_exact_truth(ray_session, corpus, config, tmp_path):
 
 
 def test_random_items_depend_on_the_seed_alone(ray_session, corpus, config, tmp_path):
-    random = config.model_copy(update={"choice": "random"})
+    random = config.model_copy(update={"random_share": 1.0})
     first, second = score(corpus, random, tmp_path / "a"), score(corpus, random, tmp_path / "b")
     np.testing.assert_array_equal(first.matrix.item_index, second.matrix.item_index)
     other = score(corpus, random.model_copy(update={"seed": 1}), tmp_path / "c")

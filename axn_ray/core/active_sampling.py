@@ -1,0 +1,121 @@
+"""Train pairs chosen by the search itself, from what the first pairs of each query taught. Knows no CE and no files."""
+
+import io
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from axn_ray.core.adaptive import split_budget
+from axn_ray.core.bayes import (
+    CONSTANT,
+    BayesInputs,
+    BayesModel,
+    SufficientStatistics,
+    fit_bayes,
+    sum_over_queries,
+    whiten,
+    with_constant,
+)
+from axn_ray.core.estimators import Ridge
+from axn_ray.core.fitting import FitInputs
+from axn_ray.core.pairs import FloatArray
+from axn_ray.core.ranking import top_items
+from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
+from axn_ray.core.tokens import Int32Array
+
+ROUNDS = 3
+
+Pairs = tuple[Int32Array, Int32Array]
+SumStatistics = Callable[[BayesModel, BayesInputs], SufficientStatistics]
+
+
+@dataclass(frozen=True)
+class ActiveSpace:
+    """What a fit on the first scores gives the search: embeddings `(n_items, dim)`, `(n_queries, dim)`, scale, noise.
+
+    `observed` are the first scores themselves.
+    """
+
+    item_embeddings: FloatArray
+    query_embeddings: FloatArray
+    scale: ScoreScale
+    noise_variance: float
+    observed: ScoreMatrix
+
+
+@dataclass(frozen=True)
+class ActiveModel:
+    """What the closed-form fit learned from the first scores: the few numbers from which a space follows."""
+
+    model: BayesModel
+    scale: ScoreScale
+
+    @classmethod
+    def fit(
+        cls,
+        observed: ScoreMatrix,
+        item_embeddings: FloatArray,
+        query_embeddings: FloatArray,
+        sum_statistics: SumStatistics = sum_over_queries,
+    ) -> "ActiveModel":
+        """Fit to the first scores over the dual-encoder's embeddings (n_items, dim), (n_queries, dim).
+
+        Raises:
+            FitError, InputError: see `fit_bayes` and `FitInputs`.
+        """
+        scale = FitInputs(observed, item_embeddings, query_embeddings).fit_scale()
+        items, queries = with_constant(item_embeddings, CONSTANT), with_constant(query_embeddings, 1.0)
+        return cls(fit_bayes(BayesInputs(items, queries, observed, scale), sum_statistics=sum_statistics), scale)
+
+    def to_bytes(self) -> bytes:
+        """As an .npz file."""
+        buffer = io.BytesIO()
+        model, scale = self.model, self.scale
+        numbers = np.array([model.noise_variance, scale.alpha, scale.beta])
+        np.savez(buffer, weights=model.weights, covariance=model.covariance, numbers=numbers)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "ActiveModel":
+        """Read what `to_bytes` wrote."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            noise_variance, alpha, beta = (float(number) for number in stored["numbers"])
+            return cls(BayesModel(stored["weights"], stored["covariance"], noise_variance), ScoreScale(alpha, beta))
+
+    def space(self, item_embeddings: FloatArray, query_embeddings: FloatArray, observed: ScoreMatrix) -> ActiveSpace:
+        """The search space of this model over the same embeddings that it was fitted to."""
+        items, query_map = whiten(self.model, with_constant(item_embeddings, CONSTANT))
+        queries = with_constant(query_embeddings, 1.0) @ query_map.T.astype(np.float32)
+        return ActiveSpace(items, queries, self.scale, self.model.noise_variance, observed)
+
+
+def choose_actively(space: ActiveSpace, queries: range, n_active: int) -> Generator[Pairs, FloatArray, None]:
+    """Yield pairs to score for all `queries` at once, `n_active` of each over a few rounds; receives their scores (n,).
+
+    A round takes the items that the posterior, given all scores of the query so far, ranks highest. A pair that could
+    not be scored (NaN) is not asked for again and teaches nothing.
+    """
+    anchors = {query: space.observed.row(query) for query in queries}
+    excluded = {query: items for query, (items, _) in anchors.items()}
+    n_items = len(space.item_embeddings)
+    for share in split_budget(n_active, min(ROUNDS, n_active)):
+        chosen = []
+        for query in queries:
+            items, scores = anchors[query]
+            is_excluded = np.zeros(n_items, dtype=np.bool_)
+            is_excluded[excluded[query]] = True
+            chosen.append(top_items(_approx_scores(space, query, items, scores), share, excluded=is_excluded))
+        received = yield np.repeat(np.array(queries, dtype=np.int32), share), np.concatenate(chosen)
+        for query, items, scores in zip(queries, chosen, received.reshape(len(queries), share), strict=True):
+            good = np.isfinite(scores)
+            known, known_scores = anchors[query]
+            anchors[query] = np.concatenate([known, items[good]]), np.concatenate([known_scores, scores[good]])
+            excluded[query] = np.concatenate([excluded[query], items])
+
+
+def _approx_scores(space: ActiveSpace, query: int, items: Int32Array, scores: FloatArray) -> FloatArray:
+    if not len(items):
+        return space.item_embeddings @ space.query_embeddings[query]
+    ridge = Ridge(space.item_embeddings, space.scale, space.query_embeddings[query], space.noise_variance)
+    return ridge.approx_scores(items, scores)
