@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 
-.PHONY: demo test setup lint bench bench-recall sample clean
+.PHONY: demo test setup lint bench bench-recall bench-sampling clean
 
 demo: setup
 	$(BIN)/axn demo --out runs/demo
@@ -34,10 +34,13 @@ $(READY): pyproject.toml constraints.txt
 # Benchmarks run with numpy's own choice of kernels.
 BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
 
-bench: bench-recall
+bench: bench-recall bench-sampling
 
 bench-recall: setup
 	$(BENCH) tests.benchmarks.recall
+
+bench-sampling: setup
+	$(BENCH) tests.benchmarks.sampling
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,6 +1,7 @@
 """One Ray session for all tests of a process; the environment is set before Ray is imported."""
 
 import os
+from pathlib import Path
 
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.update(
@@ -11,6 +12,7 @@ os.environ.update(
     RAY_memory_usage_threshold="0.98",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
+    PYTHONPATH=str(Path(__file__).parent.parent),  # Ray's workers open cross-encoders that stand in tests
 )
 
 import hypothesis  # noqa: E402

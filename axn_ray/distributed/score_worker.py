@@ -84,6 +84,7 @@ class ScoreActor:
             "failed": request.failed,
             "seconds": round(time.monotonic() - begun, 2),
             "attempts": attempts,
+            "node": ray.get_runtime_context().get_node_id()[:12],
         }
         described = write_shard(self._folder, shard, query_index, item_index, scores, facts)
         _started(self._folder, shard).unlink(missing_ok=True)

@@ -7,6 +7,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
+
 DOCS = Path(__file__).parent.parent.parent / "docs" / "benchmarks"
 PACKAGES = ("axn-ray", "ray", "torch", "transformers", "numpy", "scipy")
 
@@ -21,6 +24,11 @@ def machine():
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def read_rows(evaluation):
+    """The rows of an evaluation artifact, one per query, method, budget and k."""
+    return pa.parquet.read_table(evaluation / "rows.parquet")
 
 
 def record(name, figures, **headline):
