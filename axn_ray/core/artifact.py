@@ -37,8 +37,11 @@ class Manifest(BaseModel):
 
 
 def locate_folder(name: str) -> Path:
-    """A local path, or for a URI that fsspec knows (`s3://`, `gs://`, ...) an object that acts like one."""
-    return cast(Path, UPath(name)) if "://" in name else Path(name)
+    """A local path, or for a URI that fsspec knows (`s3://`, `gs://`, ...) an object that acts like one.
+
+    Without fsspec's cache of listings: other processes write into the same folder.
+    """
+    return cast(Path, UPath(name, use_listings_cache=False)) if "://" in name else Path(name)
 
 
 def is_local(path: Path) -> bool:

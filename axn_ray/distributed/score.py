@@ -129,9 +129,9 @@ def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Manifest:
         ArtifactError: `out` holds scores of another model, corpus or setting, is in use, or cannot be written.
         InputError, ModelError: see `choose_items`, `choose_queries` and `open_cross_encoder`; a worker's come wrapped.
     """
-    job = prepare_job(corpus, config)
     with lock_folder(out):
         _check_replaceable_or_unfinished(out)
+        job = prepare_job(corpus, config)
         first = plan_first_pass(job)
         facts = _run_pass(job, first, out)
         asked = first.n_pairs

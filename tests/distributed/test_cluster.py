@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from axn_ray.core.artifact import locate_folder
 from axn_ray.core.score_store import load_scores, shard_path
 from axn_ray.distributed import score as stage
+from axn_ray.distributed.cluster import join_cluster
 from axn_ray.errors import ArtifactError
 from tests.distributed.scoring_driver import make_config, make_corpus
 
@@ -55,6 +56,7 @@ def cluster(object_store):
         initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "_system_config": FAST_HEALTH_CHECK}
     )
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    join_cluster()
     other = cluster.add_node(**NODE)
     cluster.wait_for_nodes()
     yield cluster, other
@@ -110,15 +112,14 @@ def test_a_driver_killed_at_five_moments(cluster, undisturbed, tmp_path):
     environment = os.environ | {"RAY_ADDRESS": cluster[0].address}
     done = []
     for shards in (0, 1, 10, 25, N_SHARDS):
-        driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        while n_done(out) < shards or not (out.parent / ".scores.lock").exists():
-            assert driver.poll() is None, "the driver must still run when it is killed"
-            time.sleep(0.01)
-        if shards == 10:
-            with pytest.raises(ArtifactError, match="another run is writing"):
-                stage.score(make_corpus(), make_config(), out)
-        driver.kill()
-        driver.wait()
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as driver:
+            while n_done(out) < shards or not (out.parent / ".scores.lock").exists():
+                assert driver.poll() is None, "the driver must still run when it is killed"
+                time.sleep(0.01)
+            if shards == 10:
+                with pytest.raises(ArtifactError, match="another run is writing"):
+                    stage.score(make_corpus(), make_config(), out)
+            driver.kill()
         done.append(n_done(out))
     assert done == sorted(done)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("shards/*.parquet")}
@@ -143,10 +144,15 @@ def test_a_killed_worker_and_a_node_that_dies_cost_no_pair(cluster, undisturbed,
 def test_a_node_that_joins_is_used(cluster, undisturbed, tmp_path):
     nodes, _ = cluster
     out, before = tmp_path / "scores", {node["NodeID"] for node in ray.nodes()}
-    adder, added_after = once_done(out, 2, lambda: nodes.add_node(**NODE))
-    stage.score(make_corpus(), make_config("Slower", workers=6, shard_pairs=600), out)
-    adder.join(timeout=60)
-    assert added_after[0] < N_SHARDS
+    config = make_config("Slower", workers=6)  # four fit on the two nodes
+    scoring = threading.Thread(target=stage.score, args=(make_corpus(), config, out))
+    scoring.start()
+    while n_done(out) < 2:
+        time.sleep(0.02)
+    added_after = n_done(out)
+    nodes.add_node(**NODE)  # in the main thread: it sets signal handlers
+    scoring.join(timeout=300)
+    assert added_after < N_SHARDS
     joined = {node["NodeID"][:12] for node in ray.nodes()} - {node[:12] for node in before}
     worked = {json.loads(path.read_text())["node"] for path in out.glob("shards/*.json")}
     assert joined & worked
