@@ -24,7 +24,7 @@ def join_cluster(address: str | None = None) -> None:
             ray.init(address=address, **quiet)
         else:
             logger.info("starting Ray on this machine")
-            ray.init(num_cpus=CPUS_PER_CORE * (os.cpu_count() or 1), include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=CPUS_PER_CORE * (os.cpu_count() or 1), include_dashboard=False, **quiet)
     _quiet_ray_data()
 
 
