@@ -66,15 +66,22 @@ class ScoreActor:
         self._scorer = KnownFirst(open_cross_encoder(config), known)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do one shard: `shard`, `start` and `stop` are the only row of the batch. Returns its counts."""
+        """Do one shard: `shard`, `start` and `stop` are the only row of the batch. Returns its facts."""
         shard, start, stop = (int(batch[name][0]) for name in ("shard", "start", "stop"))
         attempts = count_attempt(self._folder, shard)
+        try:
+            described = self._score_shard(shard, range(start, stop), attempts)
+        finally:  # a worker that dies leaves its mark, one that raises does not
+            _started(self._folder, shard).unlink(missing_ok=True)
+        return {"shard": [shard], "facts": [json.dumps(described)]}
+
+    def _score_shard(self, shard: int, queries: range, attempts: int) -> dict[str, Any]:
         begun, known_before = time.monotonic(), self._scorer.n_known
         request = _Request(self._scorer, self._inputs["query_tokens"], self._inputs["item_tokens"])
         if self._n_active:
-            self._score_actively(request, range(start, stop))
+            self._score_actively(request, queries)
         else:
-            request.score(*self._inputs["chooser"].choose(shard, range(start, stop)))
+            request.score(*self._inputs["chooser"].choose(shard, queries))
         request.check_failed_share()
         query_index, item_index, scores = request.sorted()
         facts = {
@@ -86,9 +93,7 @@ class ScoreActor:
             "attempts": attempts,
             "node": ray.get_runtime_context().get_node_id()[:12],
         }
-        described = write_shard(self._folder, shard, query_index, item_index, scores, facts)
-        _started(self._folder, shard).unlink(missing_ok=True)
-        return {"shard": [shard], "facts": [json.dumps(described)]}
+        return write_shard(self._folder, shard, query_index, item_index, scores, facts)
 
     def _score_actively(self, request: "_Request", queries: range) -> None:
         space: ActiveSpace = self._inputs["active"]
