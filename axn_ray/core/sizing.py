@@ -3,6 +3,7 @@
 Holds no rate, price or model size of its own. Knows no clock and no machine.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,7 +44,7 @@ class Sizing:
 
 
 def size_run(config: SizingConfig) -> Sizing:
-    """Reckon the scoring run, by far the dearest stage; other stages and the start of workers are not in it.
+    """Reckon the score stage alone, where the CE calls are; other stages and the start of workers are not in it.
 
     hours = n_pairs / (pairs_per_second * workers). Embeddings and token ids of all items stand once in each node's shared
     memory: shared = n_items * (dim * bytes_per_number + tokens_per_item * 4 + 8). A worker's share of its node is
@@ -63,3 +64,19 @@ def size_run(config: SizingConfig) -> Sizing:
         worker_bytes=config.process_bytes + -(-shared // config.workers_per_node),
         score_bytes=config.n_pairs * SCORE_BYTES,
     )
+
+
+def sizing_table(runs: Mapping[str, SizingConfig]) -> str:
+    """Markdown, a row per named run: what was given, and what `size_run` makes of it."""
+    lines = [
+        "| run | pairs | items | workers | pairs/s each | worker-hours | hours | cost | memory per worker | shared per node |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, config in runs.items():
+        sized = size_run(config)
+        lines.append(
+            f"| {name} | {config.n_pairs:,} | {config.n_items:,} | {config.workers} | {config.pairs_per_second:,.0f} "
+            f"| {sized.worker_hours:,.2f} | {sized.hours:,.2f} | {sized.cost:,.2f} "
+            f"| {sized.worker_bytes / 1e9:,.2f} GB | {sized.shared_bytes / 1e9:,.2f} GB |"
+        )
+    return "\n".join(lines) + "\n"
