@@ -3,7 +3,6 @@
 import json
 import shlex
 
-import click
 import pytest
 import typer
 
@@ -16,6 +15,7 @@ from axn_ray.distributed.score import ScoreConfig
 from axn_ray.errors import InputError
 from tests.cluster.manifests import CLUSTER, STAGES, cluster_specs, document, jobs, node_types
 
+UsageError = typer.BadParameter.__mro__[1]  # click's, or that of the click inside typer
 CONFIGS = {"embed": EmbedConfig, "score": ScoreConfig, "factorize": FactorizationConfig, "evaluate": EvaluateConfig}
 
 
@@ -24,7 +24,7 @@ def parse(entrypoint):
     program, *words = shlex.split(entrypoint)
     assert program == "axn"
     group = typer.main.get_command(app)
-    with click.Context(group, info_name=program) as context:
+    with group.context_class(group, info_name=program) as context:
         name, command, rest = group.resolve_command(context, words)
         given = command.make_context(name, rest, parent=context).params
     model = CONFIGS[name]
@@ -42,9 +42,9 @@ def test_there_is_a_job_for_each_stage_and_no_other():
 @pytest.mark.parametrize(
     ("entrypoint", "error"),
     [
-        ("axn score --embeddings /runs/e --out /runs/s --per-querry 5", click.UsageError),
-        ("axn weigh --out /runs/s", click.UsageError),
-        ("axn score --embeddings /runs/e", click.UsageError),
+        ("axn score --embeddings /runs/e --out /runs/s --per-querry 5", UsageError),
+        ("axn weigh --out /runs/s", UsageError),
+        ("axn score --embeddings /runs/e", UsageError),
         ("axn score --embeddings /runs/e --out /runs/s --workers 0", InputError),
     ],
 )

@@ -22,7 +22,11 @@ from tests.cluster.manifests import ROOT, cluster_specs, document, node_types, p
 
 DEPLOYMENTS = {"Ingress", "Retriever", "CrossEncoder"}
 NESTED = {
-    ServeDeploySchema: {"http_options": HTTPOptionsSchema, "logging_config": LoggingConfig, "applications": ServeApplicationSchema},
+    ServeDeploySchema: {
+        "http_options": HTTPOptionsSchema,
+        "logging_config": LoggingConfig,
+        "applications": ServeApplicationSchema,
+    },
     ServeApplicationSchema: {"deployments": DeploymentSchema, "logging_config": LoggingConfig},
     DeploymentSchema: {"autoscaling_config": AutoscalingConfig, "ray_actor_options": RayActorOptionsSchema},
 }
@@ -79,10 +83,10 @@ def replicas_of(config, bound):
     wanted = []
     for deployment in application["deployments"]:
         options = deployment["ray_actor_options"]
-        needed = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus", 0)}
+        needed = {"CPU": options.get("num_cpus", 1)} | ({"GPU": options["num_gpus"]} if "num_gpus" in options else {})
         count = deployment["autoscaling_config"][bound]
         wanted += [(needed, deployment.get("max_replicas_per_node"), deployment["name"])] * count
-    return sorted(wanted, key=lambda replica: -replica[0]["GPU"])
+    return sorted(wanted, key=lambda replica: -replica[0].get("GPU", 0))
 
 
 def nodes_of(spec, bound):
