@@ -36,7 +36,8 @@ def make_world(n_queries=6, n_items=300, dim=16, seed=0):
     texts = tuple(" ".join(rng.choice(WORDS, 4)) for _ in range(n_items))
     queries = tuple(" ".join(rng.choice(WORDS, 2)) for _ in range(n_queries))
     embeddings["cur"] = cur_embeddings(score(40))
-    return SearchSpace(embeddings, queries, Bm25Index(texts), graphs), ExactScores(tuple(f"q{i}" for i in range(n_queries)), exact)
+    space = SearchSpace(embeddings, queries, Bm25Index(texts), graphs)
+    return space, ExactScores(tuple(f"q{i}" for i in range(n_queries)), exact)
 
 
 def small_rounds(rounds=4):
