@@ -79,7 +79,8 @@ def read_dense_rows(folder: Path, exact: Scores) -> Embeddings:
     """
     rows = load_scores(folder)
     if rows.made_from.get("cross_encoder") != exact.made_from.get("cross_encoder"):
-        raise ArtifactError(f"{folder} was scored by another cross-encoder than the truth; score both with one")
+        why = "another model, dtype or setting"
+        raise ArtifactError(f"{folder} was scored by another cross-encoder than the truth ({why}); score both with one")
     if seen := set(rows.query_ids) & set(exact.query_ids):
         raise InputError(f"{folder} holds {len(seen)} queries of the truth (such as {min(seen)!r}); score train queries")
     return cur_embeddings(rows.dense())
