@@ -65,9 +65,9 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "rnr_bm25": Method(name="RnR, BM25", first_round=BM25),
-    "rnr_de": Method(name="RnR, DE", first_round="de"),
+    "rnr_de": Method(name="RnR, DE", first_round=DE),
     "rnr_mf_ind": Method(name="RnR, MF_Ind", first_round="mf_ind"),
-    "axn_pinv_de": Method(name="AXN pinv, DE", first_round="de", embeddings="de", estimator="pinv", rounds=10),
+    "axn_pinv_de": Method(name="AXN pinv, DE", first_round=DE, embeddings=DE, estimator="pinv", rounds=10),
     "gar_de": Method(name="GAR, DE", first_round=DE, embeddings=DE, graph="gar", rounds=10),
     "ladr_de": Method(name="LADR, DE", first_round=DE, embeddings=DE, graph="ladr", rounds=10),
     # Chosen on the first 50 of the sample world's 100 test queries; both depend on the ranges of CE and DE.
@@ -77,7 +77,7 @@ METHODS: Mapping[str, Method] = {
     "anncur": Method(name="ANNCUR", first_round=FIXED, embeddings=CUR, estimator="pinv", rounds=2),
     "adacur": Method(name="ADACUR, DE first", first_round=DE, embeddings=CUR, estimator="pinv", rounds=10),
     "adacur_random": Method(name="ADACUR, random first", first_round=RANDOM, embeddings=CUR, estimator="pinv", rounds=10),
-    "axn_pinv_mf_trns": Method(name="AXN pinv, MF_Trns", first_round="de", embeddings="mf_trns", estimator="pinv", rounds=10),
+    "axn_pinv_mf_trns": Method(name="AXN pinv, MF_Trns", first_round=DE, embeddings="mf_trns", estimator="pinv", rounds=10),
     "axn_pinv_mf_ind_bm25": Method(
         name="AXN pinv, MF_Ind, BM25 first", first_round=BM25, embeddings="mf_ind", estimator="pinv", rounds=10
     ),

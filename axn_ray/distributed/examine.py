@@ -39,12 +39,11 @@ def examine(
         ArtifactError: artifacts that were made from different items, or truth or dense rows that are not dense.
         InputError: the truth's queries are not in the corpus, or see `Examination` and `read_dense_rows`.
     """
+    given = {**factorizations, **({} if dense_rows is None else {CUR: dense_rows})}
     corpus, exact = load_embedded_corpus(embeddings), load_scores(truth)
-    scored = [truth] if dense_rows is None else [truth, dense_rows]
-    kinds = [*((path, "scores") for path in scored), *((path, "factorization") for path in factorizations.values())]
-    for folder, kind in kinds:
-        made_from = read_manifest(folder, kind).made_from.get("items")
-        if made_from != corpus.items.fingerprint:
+    for folder in (truth, *given.values()):
+        kind = "scores" if folder in (truth, dense_rows) else "factorization"
+        if read_manifest(folder, kind).made_from.get("items") != corpus.items.fingerprint:
             raise ArtifactError(f"{folder} was made from other items than {embeddings}; make both from one corpus")
     fitted = {name: load_factorization(path) for name, path in factorizations.items()}
     rows = None if dense_rows is None else read_dense_rows(dense_rows, exact)
@@ -55,11 +54,7 @@ def examine(
         kind="evaluation",
         config=config.model_dump(mode="json"),
         counts={"rows": table.num_rows, "queries": examination.n_queries},
-        made_from={
-            "items": corpus.items.fingerprint,
-            **{name: str(path.name) for name, path in factorizations.items()},
-            **({} if dense_rows is None else {CUR: dense_rows.name}),
-        },
+        made_from={"items": corpus.items.fingerprint, **{name: str(path.name) for name, path in given.items()}},
     )
     with new_artifact(out, manifest) as folder:
         pyarrow.parquet.write_table(table, folder / "rows.parquet", compression="zstd")
@@ -115,8 +110,11 @@ def build_examination(
     if cur is not None:
         embeddings[CUR] = cur
     plan = config.plan(embeddings)
-    widths = {method.embeddings: method.n_neighbours for method in plan.methods if method.graph}
-    graphs = {name: neighbour_graph(part.items, widths[name]) for name, part in embeddings.items() if name in widths}
+    walks = [method for method in plan.methods if method.graph]
+    graphs = {
+        name: neighbour_graph(embeddings[name].items, max(walk.n_neighbours for walk in walks if walk.embeddings == name))
+        for name in {str(walk.embeddings) for walk in walks} & embeddings.keys()
+    }
     needs_bm25 = any(method.first_round == BM25 for method in plan.methods)
     bm25 = Bm25Index(corpus.items.full_texts) if needs_bm25 else None
     space = SearchSpace(embeddings, queries.texts, bm25, graphs)
