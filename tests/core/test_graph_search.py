@@ -96,12 +96,31 @@ def fixed_world(walk, exact, ranking):
     return world
 
 
-def test_gar_scores_what_the_authors_gar_scores():
-    """The batches and the final order were made by `pyterrier_adaptive.GAR` 0.2.1: num_results=11, batch_size=4."""
-    world = fixed_world("gar", [2, 3, 4, 0, 13, 6, 8, 7, 5, 10, 12, 1, 11, 9], [10, 3, 13, 2, 9, 6, 5, 8, 7, 1, 0, 11, 12, 4])
-    result = world.search("gar", budget=11, rounds=3)
-    assert world.asked == [[10, 3, 13, 2], [7, 8, 0], [9, 6, 5, 1]]
-    assert result.item_index.tolist() == [10, 9, 13, 6, 7, 5, 8, 2, 1, 0, 3]
+@pytest.mark.parametrize(
+    ("ranking", "budget", "rounds", "batches", "final"),
+    [
+        (
+            [10, 3, 13, 2, 9, 6, 5, 8, 7, 1, 0, 11, 12, 4],
+            11,
+            3,
+            [[10, 3, 13, 2], [7, 8, 0], [9, 6, 5, 1]],
+            [10, 9, 13, 6, 7, 5, 8, 2, 1, 0, 3],
+        ),
+        (
+            [3, 2, 0, 5, 4, 7, 13, 10, 11, 6, 9, 12, 8, 1],
+            9,
+            5,
+            [[3, 2], [13, 10], [0, 5], [7, 8], [4]],  # the frontier holds more than a batch: the nearest go first
+            [4, 10, 13, 7, 5, 8, 2, 0, 3],
+        ),
+    ],
+)
+def test_gar_scores_what_the_authors_gar_scores(ranking, budget, rounds, batches, final):
+    """Batches and final order were made by `pyterrier_adaptive.GAR` 0.2.1: num_results=11, batch_size=4, and 9 and 2."""
+    world = fixed_world("gar", [2, 3, 4, 0, 13, 6, 8, 7, 5, 10, 12, 1, 11, 9], ranking)
+    result = world.search("gar", budget, rounds)
+    assert world.asked == batches
+    assert result.item_index.tolist() == final
 
 
 def test_ladr_scores_what_the_authors_ladr_scores_until_it_converges():
@@ -113,6 +132,14 @@ def test_ladr_scores_what_the_authors_ladr_scores_until_it_converges():
     run_search(ladr(world.ranking, world.graph, budget=14, rounds=4, depth=1), world.score)
     assert [sorted(hop) for hop in world.asked[:3]] == [[0, 8, 10, 13], [2, 6], [5, 12]]
     assert sum(world.asked[3:], []) == [1, 4, 11, 3, 9, 7]
+
+
+def test_ladr_takes_the_nearest_neighbours_of_the_best_item_first():
+    world = World(8, 0)
+    world.exact, world.ranking = np.array([1, 2, 0, 0, 0, 0, 0, 0], np.float32), np.arange(8, dtype=np.int32)
+    world.graph = np.array([[5, 4, 3], [7, 3, 6], *[[0, 1, 2]] * 6], np.int32)
+    world.search("ladr", budget=6, rounds=3)
+    assert world.asked == [[0, 1], [7, 3], [6, 5]]  # 1 is better than 0
 
 
 @pytest.mark.parametrize("walk", sorted(WALKS))
