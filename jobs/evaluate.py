@@ -24,11 +24,14 @@ def run(
     mf_trns: Annotated[Path | None, typer.Option(help="artifact of the factorize stage, method mf_trns")] = None,
     mf_ind: Annotated[Path | None, typer.Option(help="artifact of the factorize stage, method mf_ind")] = None,
     bayes: Annotated[Path | None, typer.Option(help="artifact of the factorize stage, method bayes")] = None,
+    dense_rows: Annotated[
+        Path | None, typer.Option(help="scores of every item (--choice all) for train queries, for ANNCUR and ADACUR")
+    ] = None,
 ) -> None:
     """Compare search methods at equal budgets with the exact cross-encoder top-k: table, JSON and figure."""
     join_cluster()
     given = {"mf_trns": mf_trns, "mf_ind": mf_ind, "bayes": bayes}
-    summary = examine(config, embeddings, truth, {name: path for name, path in given.items() if path}, out)
+    summary = examine(config, embeddings, truth, {name: path for name, path in given.items() if path}, out, dense_rows)
     Console(width=None if Console().is_terminal else 160).print(terminal_table(summary))
     print(out)
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from axn_ray.core.evaluation import EvaluationPlan, ExactScores, Examination
 from axn_ray.core.first_round import Bm25Index
-from axn_ray.core.methods import METHODS, Embeddings, Method, SearchSpace
+from axn_ray.core.graph_search import neighbour_graph
+from axn_ray.core.methods import METHODS, Embeddings, SearchSpace, choose_methods, cur_embeddings
 from axn_ray.core.score_matrix import ScoreScale
 
 WORDS = ("run", "walk", "eat", "sleep", "throw", "catch", "sing", "paint", "climb", "swim")
@@ -20,6 +21,10 @@ def make_world(n_queries=6, n_items=300, dim=16, seed=0):
     def seen(x, noise):
         return (x + noise * rng.standard_normal(x.shape)).astype(np.float32)
 
+    def score(n):  # other queries against every item
+        noise = rng.standard_normal((n, n_items))
+        return (rng.standard_normal((n, dim)) @ truth.T + noise).astype(np.float32)
+
     scale = ScoreScale(alpha=0.5, beta=0.8)
     embeddings = {
         "de": Embeddings(seen(truth, 1.0), seen(wishes, 1.0), scale),
@@ -27,14 +32,17 @@ def make_world(n_queries=6, n_items=300, dim=16, seed=0):
         "mf_ind": Embeddings(seen(truth, 0.3), seen(wishes, 0.5), ScoreScale()),
         "bayes": Embeddings(seen(truth, 0.3), seen(wishes, 0.5), ScoreScale(), noise_variance=1.0),
     }
+    graphs = {"de": neighbour_graph(embeddings["de"].items, 16)}
     texts = tuple(" ".join(rng.choice(WORDS, 4)) for _ in range(n_items))
     queries = tuple(" ".join(rng.choice(WORDS, 2)) for _ in range(n_queries))
-    return SearchSpace(embeddings, queries, Bm25Index(texts)), ExactScores(tuple(f"q{i}" for i in range(n_queries)), exact)
+    embeddings["cur"] = cur_embeddings(score(40))
+    space = SearchSpace(embeddings, queries, Bm25Index(texts), graphs)
+    return space, ExactScores(tuple(f"q{i}" for i in range(n_queries)), exact)
 
 
 def small_rounds(rounds=4):
     """All methods of the table, those that search with few rounds."""
-    return tuple(Method(**{**vars(method), "rounds": rounds if method.estimator else 1}) for method in METHODS.values())
+    return choose_methods([*METHODS], [rounds])
 
 
 def make_examination(labels=True, budgets=(20, 60), ks=(1, 10, 20), **world):

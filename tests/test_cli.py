@@ -1,5 +1,6 @@
 """The command line as a user meets it: bad input is one sentence that names the cure, exit 1, nothing half-written."""
 
+import json
 import subprocess
 import sys
 
@@ -159,4 +160,34 @@ def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
     assert "budget=50 exceeds the 3 items" in over
     assert not (files / "evaluation2").exists()
     partial = ["evaluate", "--embeddings", embeddings, "--truth", files / "scores", *settings, "--out", files / "evaluation2"]
-    assert "4 of 6 pairs are scored; exact truth needs all of them" in failure(*axn(*partial))
+    assert "4 of 6 pairs are scored; exact truth and CUR's dense rows need all of them" in failure(*axn(*partial))
+
+
+def test_cur_takes_dense_rows_of_a_few_train_queries(axn, files, tiny_cross_encoder):
+    assert embed(axn, files)[0] == 0
+    score = ["score", "--embeddings", files / "embeddings", "--cross-encoder", tiny_cross_encoder]
+    for name, *settings in (
+        ("truth", "--split", "test", "--choice", "all"),
+        ("rows", "--n-queries", 1, "--choice", "all"),
+        ("sparse", "--per-query", 2),
+        ("other", "--choice", "all", "--max-length", 8),
+    ):
+        code, output = axn(*score, *settings, "--out", files / name)
+        assert code == 0, output
+    too_many = axn(*score, "--n-queries", 3, "--choice", "all", "--out", files / "more")
+    assert "n_queries=3 exceeds the 2 queries of the split" in failure(*too_many)
+    evaluate = ["evaluate", "--embeddings", files / "embeddings", "--truth", files / "truth", "--budgets", 3, "--k", 1]
+    methods = ["--rounds", 2, "--methods", "anncur", "--methods", "adacur", "--methods", "rnr_de"]
+    code, output = axn(*evaluate, *methods, "--dense-rows", files / "rows", "--out", files / "evaluation")
+    assert code == 0, output
+    summary = json.loads((files / "evaluation" / "summary.json").read_text())
+    calls = {row["method"]: row["index_ce_calls"] for row in summary}
+    assert calls == {"ANNCUR": 3, "ADACUR, DE first": 3, "RnR, DE": 0}
+    for folder, message in (
+        ("sparse", "4 of 6 pairs are scored; exact truth and CUR's dense rows need all of them"),
+        ("truth", "holds 2 queries of the truth (such as '3'); score train queries"),
+        ("other", "was scored by another cross-encoder than the truth"),
+    ):
+        code, output = axn(*evaluate, *methods, "--dense-rows", files / folder, "--out", files / "evaluation2")
+        assert message in failure(code, output)
+    assert not (files / "evaluation2").exists()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from axn_ray.core.estimators import Estimator
 from axn_ray.core.ranking import order_by_score, top_items
@@ -36,6 +37,8 @@ class SearchResult:
 
 
 Search = Generator[Int32Array, FloatArray, SearchResult]
+# From what was scored so far (items and scores in the order asked, and a mask (n_items,)) to the items to score next.
+Choose = Callable[[Int32Array, FloatArray, npt.NDArray[np.bool_]], Int32Array]
 
 
 def split_budget(budget: int, rounds: int) -> list[int]:
@@ -57,26 +60,34 @@ def search(estimator: Estimator | None, first_round: Int32Array, *, n_items: int
             of scores received is not the number of items asked for.
         ModelError: while it runs: a score received is NaN or infinite, or the estimator gives NaN.
     """
-    _check_budget(n_items, budget, rounds)
+    check_budget(n_items, budget, rounds)
     if rounds > 1 and estimator is None:
         raise InputError(f"rounds={rounds} needs an estimator for the rounds after the first; give one or set rounds=1")
     shares = split_budget(budget, rounds)
-    _check_first_round(first_round, shares[0], n_items)
-    return _run_rounds(estimator, first_round, shares, n_items)
+    check_first_round(first_round, shares[0], n_items)
+    remaining = iter(shares)
+
+    def choose(anchor_items: Int32Array, scores: FloatArray, is_scored: npt.NDArray[np.bool_]) -> Int32Array:
+        share = next(remaining)
+        if estimator is None or not len(anchor_items):
+            return first_round[:share]
+        return top_items(estimator.approx_scores(anchor_items, scores), share, excluded=is_scored)
+
+    return run_rounds(choose, n_items, budget)
 
 
-def _run_rounds(estimator: Estimator | None, first_round: Int32Array, shares: list[int], n_items: int) -> Search:
+def run_rounds(choose: Choose, n_items: int, budget: int) -> Search:
+    """Let `choose` name unscored items, at least one and no more than remain, until exactly `budget` are scored."""
     is_scored = np.zeros(n_items, dtype=np.bool_)
     anchor_items, scores = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
-    for share in shares:
-        if estimator is None or not len(anchor_items):
-            chosen = first_round[:share].astype(np.int32)
-        else:
-            chosen = top_items(estimator.approx_scores(anchor_items, scores), share, excluded=is_scored)
+    shares: list[int] = []
+    while len(anchor_items) < budget:
+        chosen = choose(anchor_items, scores, is_scored).astype(np.int32)
         received = yield chosen
         scores = np.concatenate([scores, _check_scores(received, chosen)])
         anchor_items = np.concatenate([anchor_items, chosen])
         is_scored[chosen] = True
+        shares.append(len(chosen))
     order = order_by_score(anchor_items, scores)
     found_in = np.repeat(np.arange(1, len(shares) + 1, dtype=np.int32), shares)
     return SearchResult(anchor_items[order], scores[order], found_in[order])
@@ -93,7 +104,12 @@ def run_search(running: Search, score: Callable[[Int32Array], FloatArray]) -> Se
             return finished.value
 
 
-def _check_budget(n_items: int, budget: int, rounds: int) -> None:
+def check_budget(n_items: int, budget: int, rounds: int) -> None:
+    """Refuse a budget that the items or the rounds do not allow.
+
+    Raises:
+        InputError: budget or rounds out of range.
+    """
     if budget < 1 or rounds < 1:
         raise InputError(f"budget={budget} and rounds={rounds} must both be at least 1; raise the smaller one")
     if budget > n_items:
@@ -102,7 +118,12 @@ def _check_budget(n_items: int, budget: int, rounds: int) -> None:
         raise InputError(f"rounds={rounds} exceeds budget={budget}, each round scores an item; lower rounds or raise the budget")
 
 
-def _check_first_round(first_round: Int32Array, share: int, n_items: int) -> None:
+def check_first_round(first_round: Int32Array, share: int, n_items: int) -> None:
+    """Refuse a ranking whose head cannot be scored.
+
+    Raises:
+        InputError: it is too short, names an item twice or one that does not exist.
+    """
     head = first_round[:share]
     if len(head) < share:
         raise InputError(f"the first round ranks {len(head)} items and scores {share}; rank at least that many")

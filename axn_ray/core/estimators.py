@@ -1,8 +1,9 @@
 """The search desk's estimators: from the CE scores of a few items to an approximate score of every item.
 
-Each solves one small least-squares problem in float64. Knows no CE, no round and no budget.
+Each solves one small problem in float64: least squares, or TouR's gradient steps. Knows no CE and no budget.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 from scipy.linalg import lapack
+from scipy.special import softmax
 
 from axn_ray.core.score_matrix import FloatArray, ScoreScale
 from axn_ray.core.tokens import Int32Array
@@ -106,6 +108,51 @@ class Ridge:
         u_param = self.u_param.astype(np.float64)
         correction = least_squares(anchors, targets - anchors @ u_param, self.noise_variance / self.prior_variance)
         return self.item_embeddings @ (u_param + correction).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Tour:
+    """TouR with soft labels (Sung et al., Findings of ACL 2023): gradient steps on the query embedding, one a round.
+
+    `u <- u - learning_rate * grad L(u)`, from `u_param` (dim,), where
+    `L(u) = cross_entropy(softmax(a / temperature), softmax(V_A u))` over all anchors A scored by the end of that round.
+    `shares` are the numbers of anchors of the rounds in their order: each call takes the steps from the first on anew.
+
+    Raises:
+        InputError: a wrong shape, no shares, or a learning rate or temperature that is not positive.
+    """
+
+    item_embeddings: FloatArray
+    u_param: FloatArray
+    shares: Sequence[int]
+    learning_rate: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        _check_query_embedding(self.item_embeddings, self.u_param)
+        if not (self.learning_rate > 0.0 and self.temperature > 0.0):
+            both = f"learning_rate={self.learning_rate}, temperature={self.temperature}"
+            raise InputError(f"{both} must both be positive; raise the lower one")
+        if not len(self.shares):
+            raise InputError("TouR takes a step for each round; give the rounds' shares of the budget")
+
+    def approx_scores(self, anchor_items: Int32Array, scores: FloatArray) -> FloatArray:
+        """See `Estimator`.
+
+        Raises:
+            InputError: see `_read_anchors`.
+        """
+        anchors, targets = _read_anchors(self.item_embeddings, ScoreScale(), anchor_items, scores)
+        u = self.u_param.astype(np.float64)
+        for end in np.cumsum(self.shares):
+            if end <= len(anchors):
+                u -= self.learning_rate * tour_gradient(u, anchors[:end], targets[:end], self.temperature)
+        return self.item_embeddings @ u.astype(np.float32)
+
+
+def tour_gradient(u: Float64Array, anchors: Float64Array, scores: Float64Array, temperature: float) -> Float64Array:
+    """`Aᵀ (softmax(A u) - softmax(a / temperature))`, TouR's gradient: u (dim,), A (m, dim), a (m,) -> (dim,)."""
+    return anchors.T @ (softmax(anchors @ u) - softmax(scores / temperature))
 
 
 def least_squares(anchors: Float64Array, targets: Float64Array, penalty: float = 0.0) -> Float64Array:

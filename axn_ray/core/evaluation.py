@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from axn_ray.core.adaptive import SearchResult, run_search, search, split_budget
+from axn_ray.core.adaptive import SearchResult, run_search
 from axn_ray.core.corpus import Items, Queries
-from axn_ray.core.methods import Method, SearchSpace, prepare
+from axn_ray.core.methods import Method, SearchSpace, start_search
 from axn_ray.core.metrics import exact_top_k, label_metrics, recall_at_k
 from axn_ray.core.score_matrix import FloatArray
 from axn_ray.core.tokens import Int32Array
@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("k", pa.int32()),
         ("recall", pa.float64()),
         ("ce_calls", pa.int32()),
+        ("index_ce_calls", pa.int64()),
         ("accuracy", pa.float64()),
         ("ndcg_at_10", pa.float64()),
     ]
@@ -134,6 +135,7 @@ def evaluate_queries(examination: Examination, queries: Iterable[int]) -> pa.Tab
     """Rows of `SCHEMA` for these query indices: per query, methods x budgets x k in the plan's order.
 
     `accuracy` and `ndcg_at_10` do not depend on k; they stand in each of its rows, and are null without labels.
+    `index_ce_calls` is what the method's embeddings cost before the first query, null where that is not known.
 
     Raises:
         InputError, ModelError: see `search`.
@@ -166,6 +168,7 @@ def _evaluate_query(examination: Examination, query: int) -> Iterator[dict[str, 
                 "k": k,
                 "recall": recall_at_k(result.item_index, exact[:k]),
                 "ce_calls": ce_calls,
+                "index_ce_calls": examination.space.index_ce_calls(method),
                 "accuracy": accuracy,
                 "ndcg_at_10": ndcg,
             }
@@ -179,6 +182,4 @@ def _search(space: SearchSpace, method: Method, query: int, budget: int, exact_s
         asked.append(len(chosen))
         return exact_scores[chosen]
 
-    first_round, estimator = prepare(method, space, query, split_budget(budget, method.rounds)[0])
-    run = search(estimator, first_round, n_items=space.n_items, budget=budget, rounds=method.rounds)
-    return run_search(run, look_up), sum(asked)
+    return run_search(start_search(method, space, query, budget), look_up), sum(asked)

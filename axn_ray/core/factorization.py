@@ -53,6 +53,7 @@ class Factorization:
     """`item_embeddings (n_items, dim) float32`, the scale of the scores they approximate, and how queries are embedded.
 
     mf_ind has a `query_tower`; bayes has a `query_map (dim, DE's dim + 1) float32` and the `noise_variance` of its scores.
+    `index_ce_calls` counts the scores it was fitted to, where that is known.
     """
 
     item_embeddings: FloatArray
@@ -61,6 +62,7 @@ class Factorization:
     record: FitRecord | None = None
     query_map: FloatArray | None = None
     noise_variance: float | None = None
+    index_ce_calls: int | None = None
 
     def embed_queries(self, query_embeddings: FloatArray) -> FloatArray:
         """The dual-encoder's query embeddings (n, DE's dim) -> (n, dim): through tower or map, or as they are without one.
@@ -105,12 +107,14 @@ def build_factorization(
     """
     chosen, start_rmse = best_epoch(epochs), inputs.start_rmse(config, scale)
     record = FitRecord(len(epochs), chosen.number, chosen.held_out_rmse, start_rmse)
+    n_observed = inputs.score_matrix.n_observed
     if config.method == "mf_ind":
         towers = GatedTowers(inputs.item_embeddings, inputs.query_embeddings, config.seed)
         towers.load_state_dict(best)
-        built = Factorization(towers.item_tower.embed(inputs.item_embeddings), scale, towers.query_tower, record)
+        embeddings = towers.item_tower.embed(inputs.item_embeddings)
+        built = Factorization(embeddings, scale, towers.query_tower, record, index_ce_calls=n_observed)
     else:
-        built = Factorization(best["items"].numpy(), scale, None, record)
+        built = Factorization(best["items"].numpy(), scale, None, record, index_ce_calls=n_observed)
     if not np.isfinite(built.item_embeddings).all():
         raise FitError(f"item embeddings are NaN or infinite after epoch {chosen.number}; lower learning_rate")
     _judge(record)
@@ -142,7 +146,8 @@ def fit_closed_form(
     record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
     embeddings, query_map = whiten(model, bayes.item_features)
     _judge(record)
-    return Factorization(embeddings, scale, None, record, query_map.astype(np.float32), model.noise_variance)
+    n_observed = inputs.score_matrix.n_observed
+    return Factorization(embeddings, scale, None, record, query_map.astype(np.float32), model.noise_variance, n_observed)
 
 
 def _judge(record: FitRecord) -> None:
@@ -163,6 +168,8 @@ def describe_factorization(factorization: Factorization, config: FactorizationCo
         counts.update(asdict(record))
     if factorization.noise_variance is not None:
         counts["noise_variance"] = factorization.noise_variance
+    if factorization.index_ce_calls is not None:
+        counts["index_ce_calls"] = factorization.index_ce_calls
     return Manifest(kind=KIND, config=config.model_dump(mode="json"), counts=counts, made_from=dict(made_from))
 
 
@@ -202,4 +209,6 @@ def load_factorization(folder: Path) -> Factorization:
             int(counts["epochs"]), int(counts["best_epoch"]), float(counts["held_out_rmse"]), float(counts["start_rmse"])
         )
     scale = ScoreScale(counts["scale_alpha"], counts["scale_beta"])
-    return Factorization(item_embeddings, scale, query_tower, record, query_map, counts.get("noise_variance"))
+    noise_variance, calls = counts.get("noise_variance"), counts.get("index_ce_calls")
+    ce_calls = None if calls is None else int(calls)
+    return Factorization(item_embeddings, scale, query_tower, record, query_map, noise_variance, ce_calls)

@@ -1,56 +1,83 @@
 """The methods that the examiner compares: each a frozen value, and the one function that sets it up for a query.
 
-Knows no CE score and no budget beyond the first round's.
+Knows no CE score.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from axn_ray.core.estimators import Estimator, Pinv, Ridge
+from axn_ray.core.adaptive import Search, search, split_budget
+from axn_ray.core.estimators import Estimator, Pinv, Ridge, Tour
 from axn_ray.core.first_round import Bm25Index, dense_first_round, random_first_round
+from axn_ray.core.graph_search import gar, ladr
 from axn_ray.core.score_matrix import FloatArray, ScoreScale
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
-BM25, RANDOM = "bm25", "random"
+BM25, RANDOM, FIXED = "bm25", "random", "fixed"
+DE, CUR = "de", "cur"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A way to spend the budget.
 
-    `first_round` and `embeddings` name embeddings of the search space; a first round may also be `bm25` or `random`.
-    One round is retrieve-and-rerank (RnR). `blend` is the paper's lambda for `pinv`; the variances belong to `ridge`.
+    `first_round` and `embeddings` name embeddings of the search space; a first round may also be `bm25`, `random`, or
+    `fixed`, the same random items for every query. One round is retrieve-and-rerank (RnR); later rounds follow an
+    `estimator` over the embeddings or walk the `graph` of their nearest neighbours. `blend` is the paper's lambda for
+    `pinv`; the variances belong to `ridge`, learning rate and temperature to `tour`, `n_neighbours` to the graphs and
+    `depth` to `ladr`.
 
     Raises:
-        InputError: several rounds without estimator or embeddings.
+        InputError: several rounds without embeddings and either an estimator or a graph.
     """
 
     name: str
     first_round: str
     embeddings: str | None = None
-    estimator: Literal["pinv", "ridge"] | None = None
+    estimator: Literal["pinv", "ridge", "tour"] | None = None
+    graph: Literal["gar", "ladr"] | None = None
     rounds: int = 1
     blend: float = 0.0
     noise_variance: float = 0.5
     prior_variance: float = 1.0
+    learning_rate: float = 1.0
+    temperature: float = 1.0
+    n_neighbours: int = 16
+    depth: int = 50
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise InputError(f"method {self.name!r} has rounds={self.rounds}; give 1 or more")
-        if self.rounds > 1 and (self.estimator is None or self.embeddings is None):
-            raise InputError(f"method {self.name!r} has rounds={self.rounds}; name its estimator and embeddings, or set rounds=1")
+        has_policy = (self.estimator is None) != (self.graph is None)
+        if (self.rounds > 1 or self.graph) and (self.embeddings is None or not has_policy):
+            several = f"method {self.name!r} has rounds={self.rounds}"
+            raise InputError(f"{several}; name its embeddings and either its estimator or its graph, or set rounds=1")
+
+    @property
+    def rounds_vary(self) -> bool:
+        """Whether the number of rounds is free: not in RnR, and not where one retrieval follows fixed anchors (ANNCUR)."""
+        return self.rounds > 1 and self.first_round != FIXED
 
 
 METHODS: Mapping[str, Method] = {
     "rnr_bm25": Method(name="RnR, BM25", first_round=BM25),
-    "rnr_de": Method(name="RnR, DE", first_round="de"),
+    "rnr_de": Method(name="RnR, DE", first_round=DE),
     "rnr_mf_ind": Method(name="RnR, MF_Ind", first_round="mf_ind"),
-    "axn_pinv_de": Method(name="AXN pinv, DE", first_round="de", embeddings="de", estimator="pinv", rounds=10),
-    "axn_pinv_mf_trns": Method(name="AXN pinv, MF_Trns", first_round="de", embeddings="mf_trns", estimator="pinv", rounds=10),
+    "axn_pinv_de": Method(name="AXN pinv, DE", first_round=DE, embeddings=DE, estimator="pinv", rounds=10),
+    "gar_de": Method(name="GAR, DE", first_round=DE, embeddings=DE, graph="gar", rounds=10),
+    "ladr_de": Method(name="LADR, DE", first_round=DE, embeddings=DE, graph="ladr", rounds=10),
+    # Chosen on the first 50 of the sample world's 100 test queries; both depend on the ranges of CE and DE.
+    "tour_de": Method(
+        name="TouR, DE", first_round=DE, embeddings=DE, estimator="tour", rounds=10, learning_rate=16.0, temperature=16.0
+    ),
+    "anncur": Method(name="ANNCUR", first_round=FIXED, embeddings=CUR, estimator="pinv", rounds=2),
+    "adacur": Method(name="ADACUR, DE first", first_round=DE, embeddings=CUR, estimator="pinv", rounds=10),
+    "adacur_random": Method(name="ADACUR, random first", first_round=RANDOM, embeddings=CUR, estimator="pinv", rounds=10),
+    "axn_pinv_mf_trns": Method(name="AXN pinv, MF_Trns", first_round=DE, embeddings="mf_trns", estimator="pinv", rounds=10),
     "axn_pinv_mf_ind_bm25": Method(
         name="AXN pinv, MF_Ind, BM25 first", first_round=BM25, embeddings="mf_ind", estimator="pinv", rounds=10
     ),
@@ -67,13 +94,13 @@ METHODS: Mapping[str, Method] = {
 
 
 def methods_for(embeddings: Iterable[str]) -> list[str]:
-    """Keys of all methods that can do with these embeddings (BM25 and a random first round are always there)."""
-    there = {*embeddings, BM25, RANDOM, None}
+    """Keys of all methods that can do with these embeddings (BM25 and random first rounds are always there)."""
+    there = {*embeddings, BM25, RANDOM, FIXED, None}
     return [key for key, method in METHODS.items() if {method.first_round, method.embeddings} <= there]
 
 
 def choose_methods(names: Sequence[str], rounds: Sequence[int]) -> tuple[Method, ...]:
-    """Methods by their key in `METHODS`, each that searches once per number of rounds; RnR once.
+    """Methods by their key in `METHODS`, each whose rounds vary once per number of rounds, the others once.
 
     Raises:
         InputError: an unknown key.
@@ -83,7 +110,7 @@ def choose_methods(names: Sequence[str], rounds: Sequence[int]) -> tuple[Method,
         raise InputError(f"method {unknown[0]!r} is not known; choose among {', '.join(METHODS)}")
     chosen: list[Method] = []
     for method in (METHODS[name] for name in names):
-        chosen += [method] if method.estimator is None else [replace(method, rounds=number) for number in rounds]
+        chosen += [replace(method, rounds=number) for number in rounds] if method.rounds_vary else [method]
     return tuple(chosen)
 
 
@@ -91,29 +118,46 @@ def choose_methods(names: Sequence[str], rounds: Sequence[int]) -> tuple[Method,
 class Embeddings:
     """Items (n_items, dim) and queries (n_queries, dim) in one space, and the scale that brings CE scores into it.
 
-    Without a scale each search fits its own. `noise_variance` of the scaled scores, where a fit has estimated it.
+    Without a scale each search fits its own. Some spaces hold no queries: see `cur_embeddings`. `noise_variance` of the
+    scaled scores, where a fit has estimated it; `index_ce_calls` is what making the embeddings cost, where it is known.
 
     Raises:
         InputError: shapes that do not fit, or a NaN or infinite value.
     """
 
     items: FloatArray
-    queries: FloatArray
+    queries: FloatArray | None
     scale: ScoreScale | None
     noise_variance: float | None = None
+    index_ce_calls: int | None = None
 
     def __post_init__(self) -> None:
-        if self.items.ndim != 2 or self.queries.ndim != 2 or self.items.shape[1] != self.queries.shape[1]:
-            raise InputError(f"items {self.items.shape} and queries {self.queries.shape} must both be (n, dim), same dim")
-        for side, array in (("item", self.items), ("query", self.queries)):
+        queries = self.items[:0] if self.queries is None else self.queries
+        if self.items.ndim != 2 or queries.ndim != 2 or self.items.shape[1] != queries.shape[1]:
+            raise InputError(f"items {self.items.shape} and queries {queries.shape} must both be (n, dim), same dim")
+        for side, array in (("item", self.items), ("query", queries)):
             bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
             if len(bad):
                 raise InputError(f"{len(bad)} {side} embeddings are NaN or infinite (first: row {bad[0]}); make them again")
 
 
+def cur_embeddings(dense_rows: FloatArray) -> Embeddings:
+    """The space of ANNCUR and ADACUR (Yadav et al., EMNLP 2022 and Findings of EMNLP 2023): scores R (n_rows, n_items).
+
+    R holds the raw CE scores of some train queries against every item; an item's embedding is its column. In that space
+    `Pinv` is CUR: a query with the scores c of its anchors A gets `c pinv(R_A) R`.
+
+    Raises:
+        InputError: scores that are not a matrix, or a NaN or infinite one.
+    """
+    return Embeddings(np.ascontiguousarray(dense_rows.T), None, ScoreScale(), index_ce_calls=dense_rows.size)
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """All that the methods look at: embeddings by name, the queries' texts (n_queries,), BM25 over the items.
+
+    `graphs` hold the nearest neighbours (n_items, n_neighbours) of the items in the embeddings of that name.
 
     Raises:
         InputError: parts that count different items or queries.
@@ -122,17 +166,22 @@ class SearchSpace:
     embeddings: Mapping[str, Embeddings]
     query_texts: tuple[str, ...]
     bm25: Bm25Index | None = None
+    graphs: Mapping[str, Int32Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.embeddings:
             raise InputError("a search space without embeddings; give at least the dual-encoder's under the name 'de'")
+        n_queries = len(self.query_texts)
         for name, part in self.embeddings.items():
-            shape = (len(part.items), len(part.queries))
-            if shape != (self.n_items, len(self.query_texts)):
-                expected = (self.n_items, len(self.query_texts))
+            shape = (len(part.items), n_queries if part.queries is None else len(part.queries))
+            if shape != (self.n_items, n_queries):
+                expected = (self.n_items, n_queries)
                 raise InputError(f"embeddings {name!r} hold {shape} instead of {expected} items and queries; align them")
         if self.bm25 is not None and self.bm25.n_items != self.n_items:
             raise InputError(f"BM25 holds {self.bm25.n_items} items, the embeddings {self.n_items}; build it over the same items")
+        for name, graph in self.graphs.items():
+            if len(graph) != self.n_items:
+                raise InputError(f"graph {name!r} holds {len(graph)} items, the embeddings {self.n_items}; build it anew")
 
     @property
     def n_items(self) -> int:
@@ -143,53 +192,88 @@ class SearchSpace:
         """Refuse methods that need what this space does not hold.
 
         Raises:
-            InputError: embeddings of that name, or BM25, are missing.
+            InputError: embeddings of that name, their queries, a graph as wide, or BM25, are missing.
         """
-        known = {RANDOM, *self.embeddings, *([BM25] if self.bm25 is not None else [])}
+        with_queries = {name for name, part in self.embeddings.items() if part.queries is not None}
+        rankings = {RANDOM, FIXED, *with_queries, *([BM25] if self.bm25 is not None else [])}
         for method in methods:
-            for name in (method.first_round, method.embeddings):
-                if name is not None and name not in known:
-                    raise InputError(f"method {method.name!r} needs {name!r}, given are {', '.join(sorted(known))}; add it")
+            known = {*self.embeddings} if method.estimator == "pinv" and not method.blend else with_queries
+            for name, given in ((method.first_round, rankings), (method.embeddings, known)):
+                if name is not None and name not in given:
+                    raise InputError(f"method {method.name!r} needs {name!r}, given are {', '.join(sorted(given))}; add it")
+            if method.graph and method.embeddings is not None:
+                width = self.graphs[method.embeddings].shape[1] if method.embeddings in self.graphs else 0
+                if width < method.n_neighbours:
+                    needed = f"{method.n_neighbours} neighbours of each item in {method.embeddings!r}"
+                    raise InputError(f"method {method.name!r} needs {needed}, given are {width}; build the graph as wide")
+
+    def index_ce_calls(self, method: Method) -> int | None:
+        """CE calls that the method's embeddings cost, or None where that is not known."""
+        used = {method.first_round, method.embeddings}
+        calls = [part.index_ce_calls for name, part in self.embeddings.items() if name in used]
+        known = [number for number in calls if number is not None]
+        return sum(known) if len(known) == len(calls) else None
 
 
 def build_estimator(
     method: Method,
     item_embeddings: FloatArray,
     scale: ScoreScale | None,
-    query_embedding: FloatArray,
+    query_embedding: FloatArray | None,
     noise_variance: float | None = None,
+    shares: Sequence[int] = (),
 ) -> Estimator | None:
     """The method's estimator for one query (None for RnR): items (n_items, dim), query (dim,).
 
-    A `noise_variance` that was fitted with the embeddings takes the place of the method's.
-    """
-    match method.estimator:
-        case None:
-            return None
-        case "pinv":
-            return Pinv(item_embeddings, scale, method.blend, query_embedding)
-        case "ridge":
-            noise_variance = method.noise_variance if noise_variance is None else noise_variance
-            if scale is None:
-                raise InputError(f"method {method.name!r} needs a fitted scale; factorize first")
-            return Ridge(item_embeddings, scale, query_embedding, noise_variance, method.prior_variance)
-
-
-def prepare(method: Method, space: SearchSpace, query: int, n_first: int) -> tuple[Int32Array, Estimator | None]:
-    """What `search` needs for one query of the space: the first round's ranking (n_first,) and the estimator.
+    A `noise_variance` that was fitted with the embeddings takes the place of the method's. `tour` needs to know how its
+    rounds share the budget.
 
     Raises:
-        InputError: see `SearchSpace.check_methods`, `dense_first_round` and `Bm25Index.rank`.
+        InputError: an estimator that needs a query embedding or a fitted scale and has none.
+    """
+    if method.estimator is None:
+        return None
+    if method.estimator == "pinv":
+        return Pinv(item_embeddings, scale, method.blend, query_embedding)
+    if query_embedding is None:
+        raise InputError(f"method {method.name!r} needs a query embedding; choose embeddings that have them")
+    if method.estimator == "tour":
+        return Tour(item_embeddings, query_embedding, shares, method.learning_rate, method.temperature)
+    if scale is None:
+        raise InputError(f"method {method.name!r} needs a fitted scale; factorize first")
+    noise_variance = method.noise_variance if noise_variance is None else noise_variance
+    return Ridge(item_embeddings, scale, query_embedding, noise_variance, method.prior_variance)
+
+
+def start_search(method: Method, space: SearchSpace, query: int, budget: int) -> Search:
+    """Start the method's search for one query of the space under a budget of CE calls.
+
+    Raises:
+        InputError: see `SearchSpace.check_methods`, `search`, `gar`, `ladr` and `build_estimator`.
     """
     space.check_methods([method])
-    if method.first_round == BM25 and space.bm25 is not None:
-        ranking = space.bm25.rank(space.query_texts[query], n_first)
-    elif method.first_round == RANDOM:
-        ranking = random_first_round(space.n_items, n_first, np.random.default_rng(query))
-    else:
-        first = space.embeddings[method.first_round]
-        ranking = dense_first_round(first.items, first.queries[query], n_first)
+    shares = split_budget(budget, method.rounds)
+    ranking = _rank_first(method, space, query, budget if method.graph else shares[0])
     if method.embeddings is None:
-        return ranking, None
+        return search(None, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds)
+    if method.graph:
+        graph = space.graphs[method.embeddings][:, : method.n_neighbours]
+        if method.graph == "gar":
+            return gar(ranking, graph, budget=budget, rounds=method.rounds)
+        return ladr(ranking, graph, budget=budget, rounds=method.rounds, depth=method.depth)
     part = space.embeddings[method.embeddings]
-    return ranking, build_estimator(method, part.items, part.scale, part.queries[query], part.noise_variance)
+    query_embedding = None if part.queries is None else part.queries[query]
+    estimator = build_estimator(method, part.items, part.scale, query_embedding, part.noise_variance, shares)
+    return search(estimator, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds)
+
+
+def _rank_first(method: Method, space: SearchSpace, query: int, n: int) -> Int32Array:
+    """The head (n,) of the ranking that opens the method's search for one query."""
+    if method.first_round == BM25 and space.bm25 is not None:
+        return space.bm25.rank(space.query_texts[query], n)
+    if method.first_round in (RANDOM, FIXED):
+        return random_first_round(space.n_items, n, np.random.default_rng(query if method.first_round == RANDOM else 0))
+    first = space.embeddings[method.first_round]
+    if first.queries is None:
+        raise InputError(f"embeddings {method.first_round!r} hold no queries; open the search with others")
+    return dense_first_round(first.items, first.queries[query], n)

@@ -34,7 +34,7 @@ def summarize(table: pa.Table, seed: int = 0) -> list[Row]:
     """One JSON-able row per method, rounds, budget and k, in the table's order: means over all queries, in 0..1.
 
     Each measure has its 95 % bootstrap bounds beside it (`recall_low`, `recall_high`, ...). Every row resamples the same
-    queries. Label measures are left out where the queries had no labels.
+    queries. Label measures are left out where the queries had no labels. `index_ce_calls` is None where it is not known.
 
     Raises:
         InputError: see `bootstrap_interval`.
@@ -45,6 +45,7 @@ def summarize(table: pa.Table, seed: int = 0) -> list[Row]:
         for name, value in cell.items():
             part = part.filter(pc.equal(part[name], value))
         row = {**cell, "n_queries": part.num_rows, "ce_calls": pc.mean(part["ce_calls"]).as_py()}
+        row["index_ce_calls"] = part["index_ce_calls"][0].as_py()
         for measure in MEASURES:
             if part[measure].null_count < part.num_rows:
                 values = part[measure].to_numpy(zero_copy_only=False).astype(np.float64)

@@ -80,3 +80,16 @@ def check_per_query(per_query: int, n_items: int) -> None:
     """
     if per_query > n_items:
         raise InputError(f"per_query={per_query} exceeds the {n_items} items; lower per_query or add items")
+
+
+def draw_queries(rows: npt.NDArray[np.int64], n: int | None, seed: int) -> npt.NDArray[np.int64]:
+    """Some n rows, ascending (None keeps all); a larger n with the same seed only adds rows.
+
+    Raises:
+        InputError: fewer rows than asked for.
+    """
+    if n is None:
+        return rows
+    if n > len(rows):
+        raise InputError(f"n_queries={n} exceeds the {len(rows)} queries of the split; lower it or add queries")
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:n])

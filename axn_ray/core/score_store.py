@@ -169,7 +169,8 @@ class Scores:
         """
         expected = self.matrix.n_queries * self.matrix.n_items
         if self.matrix.n_observed != expected:
-            raise ArtifactError(f"{self.matrix.n_observed} of {expected} pairs are scored; exact truth needs all of them")
+            found = f"{self.matrix.n_observed} of {expected} pairs are scored"
+            raise ArtifactError(f"{found}; exact truth and CUR's dense rows need all of them, score with --choice all")
         return self.matrix.scores.reshape(self.matrix.n_queries, self.matrix.n_items)
 
 

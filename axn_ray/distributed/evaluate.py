@@ -26,7 +26,7 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     methods: list[str] = Field([], description=f"of {', '.join(METHODS)}; default: all that the given artifacts allow")
-    rounds: list[int] = Field([10], description="rounds of each method that searches; RnR has one")
+    rounds: list[int] = Field([10], description="rounds of each method that searches; RnR has one, ANNCUR two")
     budgets: list[int] = Field([100, 200, 500], description="CE calls per query")
     k: list[int] = Field([1, 10, 100], description="recall@k to report")
     max_queries: int | None = Field(None, ge=1, description="judge only the truth's first queries; default: all")

@@ -25,7 +25,7 @@ from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.known_scores import KnownScores
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.pairs import FloatArray
-from axn_ray.core.sampling import Shares, check_per_query, choose_queries
+from axn_ray.core.sampling import Shares, check_per_query, choose_queries, draw_queries
 from axn_ray.core.score_store import (
     ITEMS,
     QUARANTINE,
@@ -53,6 +53,7 @@ class ScoreConfig(CrossEncoderConfig):
     """Which pairs to score, with which cross-encoder, on how many workers."""
 
     split: Literal["train", "dev", "test"] = Field("train", description="score this split's queries")
+    n_queries: int | None = Field(None, ge=1, description="of the split, drawn with the seed; default: all of them")
     choice: Literal["per_query", "per_item", "all"] = Field(
         "per_query", description="so many items of each query, so many queries of each item, or every pair (exact truth)"
     )
@@ -144,7 +145,7 @@ def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Manifest:
 
 def prepare_job(corpus: EmbeddedCorpus, config: ScoreConfig) -> Job:
     """Check the request, tokenize once, look up what is known, and put what the workers share into the object store."""
-    rows = corpus.rows_of(config.split)
+    rows = draw_queries(corpus.rows_of(config.split), config.n_queries, config.seed)
     if config.choice == "per_query":
         check_per_query(config.per_query, len(corpus.items))
     queries = corpus.queries.take(rows.tolist())

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axn_ray.core import estimators
-from axn_ray.core.estimators import RESOLUTION, Pinv, Ridge, least_squares
+from axn_ray.core.estimators import RESOLUTION, Pinv, Ridge, Tour, least_squares, tour_gradient
 from axn_ray.core.score_matrix import ScoreScale
 from axn_ray.errors import InputError
 
@@ -131,6 +132,10 @@ def test_ridge_with_all_noise_is_the_query_embedding_alone():
         (lambda v, u: Ridge(v, RAW, u, 0.0), "noise_variance=0.0, prior_variance=1.0 must both be positive"),
         (lambda v, u: Ridge(v, RAW, u, 1.0, float("nan")), "must both be positive"),
         (lambda v, u: Ridge(v, RAW, u * np.nan, 1.0), "u_param is NaN"),
+        (lambda v, u: Tour(v, u, [5], 0.0, 1.0), "learning_rate=0.0, temperature=1.0 must both be positive"),
+        (lambda v, u: Tour(v, u, [5], 1.0, -1.0), "must both be positive"),
+        (lambda v, u: Tour(v, u, [], 1.0, 1.0), "give the rounds' shares"),
+        (lambda v, u: Tour(v, u[:3], [5], 1.0, 1.0), r"u_param \(3,\)"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -138,7 +143,14 @@ def test_bad_settings_are_refused(make, message):
         make(random_items(), random_items(1)[0])
 
 
-@pytest.mark.parametrize("estimator", [Pinv(random_items(), RAW), Ridge(random_items(), RAW, random_items(1)[0], 0.5)])
+ESTIMATORS = [
+    Pinv(random_items(), RAW),
+    Ridge(random_items(), RAW, random_items(1)[0], 0.5),
+    Tour(random_items(), random_items(1)[0], [2], 1.0, 1.0),
+]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 @pytest.mark.parametrize(
     ("items", "scores", "message"),
     [
@@ -168,3 +180,43 @@ def test_without_a_scale_pinv_fits_one_to_its_anchors():
     np.testing.assert_allclose(Pinv(items, None, 0.0, u_param).approx_scores(anchors, scores), expected, rtol=1e-5)
     with pytest.raises(InputError, match="give u_param or a scale"):
         Pinv(items, None)
+
+
+def tour_loss(u, anchors, scores, temperature):
+    labels = torch.softmax(scores / temperature, 0)
+    return torch.nn.functional.cross_entropy((anchors @ u)[None], labels[None])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+@pytest.mark.parametrize("m", [1, 7, 60])
+def test_tours_gradient_is_autograds(m, temperature):
+    anchors, scores = torch.tensor(random_items(m)).double(), torch.randn(m, generator=torch.Generator().manual_seed(0)).double()
+    u = torch.tensor(random_items(1, seed=3)[0]).double().requires_grad_()
+    tour_loss(u, anchors, scores * 5, temperature).backward()
+    got = tour_gradient(u.detach().numpy(), anchors.numpy(), scores.numpy() * 5, temperature)
+    np.testing.assert_allclose(got, u.grad.numpy(), atol=1e-12)
+
+
+def test_tour_takes_a_step_a_round_over_all_that_was_scored_by_then():
+    items, u_param, shares = random_items(), random_items(1, seed=3)[0], [4, 3, 3]
+    anchor_items = np.random.default_rng(1).permutation(200)[:10].astype(np.int32)
+    scores = np.random.default_rng(2).normal(-8, 4, 10).astype(np.float32)
+    tour = Tour(items, u_param, shares, learning_rate=0.7, temperature=2.0)
+    u = torch.tensor(u_param).double().requires_grad_()
+    optimizer = torch.optim.SGD([u], lr=0.7)
+    for end in (4, 7, 10):
+        optimizer.zero_grad()
+        tour_loss(u, torch.tensor(items[anchor_items[:end]]).double(), torch.tensor(scores[:end]).double(), 2.0).backward()
+        optimizer.step()
+        got = tour.approx_scores(anchor_items[:end], scores[:end])
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, items @ u.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(u_param, random_items(1, seed=3)[0])  # the prior is left as it was
+
+
+def test_tour_does_not_care_where_the_ces_scores_begin():
+    items, u_param = random_items(), random_items(1, seed=3)[0]
+    anchor_items, scores = np.arange(20, dtype=np.int32), np.random.default_rng(2).standard_normal(20).astype(np.float32)
+    tour = Tour(items, u_param, [10, 10], learning_rate=2.0, temperature=1.0)
+    moved = tour.approx_scores(anchor_items, scores - 50.0)
+    np.testing.assert_allclose(moved, tour.approx_scores(anchor_items, scores), atol=1e-4)

@@ -263,14 +263,16 @@ def test_defaults_follow_the_method():
         FactorizationConfig(method="svd")
 
 
-@pytest.mark.parametrize("method", ["mf_ind", "mf_trns"])
+@pytest.mark.parametrize("method", ["mf_ind", "mf_trns", "bayes"])
 def test_an_artifact_gives_back_what_was_saved(small_world, tmp_path, method):
     config = quick(method, epochs=2, batch_size=16)
     fitted = fit(*small_world, config)
     manifest = describe_factorization(fitted, config, {"scores": "abc"})
     with new_artifact(tmp_path / "fitted", manifest) as folder:
         save_factorization(folder, fitted)
-    assert_equal(fitted, load_factorization(tmp_path / "fitted"))
+    loaded = load_factorization(tmp_path / "fitted")
+    assert_equal(fitted, loaded)
+    assert loaded.index_ce_calls == fitted.index_ce_calls == small_world[0].n_observed
     assert manifest.config["method"] == method
     assert manifest.counts["items"] == 80
     assert {path.suffix for path in (tmp_path / "fitted").iterdir()} <= {".json", ".npy", ".safetensors"}
@@ -280,7 +282,9 @@ def test_embeddings_without_a_fit_can_be_saved_too(small_world, tmp_path):
     plain = Factorization(small_world[1], ScoreScale(-4.0, 0.5))
     with new_artifact(tmp_path / "plain", describe_factorization(plain, FactorizationConfig(), {})) as folder:
         save_factorization(folder, plain)
-    assert_equal(plain, load_factorization(tmp_path / "plain"))
+    loaded = load_factorization(tmp_path / "plain")
+    assert_equal(plain, loaded)
+    assert loaded.index_ce_calls is None  # nobody said
 
 
 @pytest.mark.parametrize("name", ["item_embeddings.npy", "query_tower.safetensors"])

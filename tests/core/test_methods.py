@@ -1,42 +1,159 @@
 import numpy as np
 import pytest
 
-from axn_ray.core.estimators import Pinv, Ridge
-from axn_ray.core.methods import BM25, METHODS, Embeddings, Method, SearchSpace, choose_methods, prepare
+from axn_ray.core.adaptive import run_search, search, split_budget
+from axn_ray.core.estimators import Pinv, Ridge, Tour
+from axn_ray.core.first_round import dense_first_round
+from axn_ray.core.graph_search import gar, ladr
+from axn_ray.core.methods import (
+    BM25,
+    METHODS,
+    Embeddings,
+    Method,
+    SearchSpace,
+    build_estimator,
+    choose_methods,
+    cur_embeddings,
+    start_search,
+)
+from axn_ray.core.metrics import exact_top_k
 from axn_ray.core.score_matrix import ScoreScale
 from axn_ray.errors import InputError
 from tests.examinations import make_world
 
 
-def test_each_method_of_the_table_can_be_prepared():
-    space, _ = make_world()
-    space.check_methods(METHODS.values())
-    for method in METHODS.values():
-        ranking, estimator = prepare(method, space, query=2, n_first=7)
-        assert len(set(ranking.tolist())) == 7
-        assert (estimator is None) == (method.rounds == 1)
+def found(running, exact):
+    """What a running search asks for, round by round, and its result."""
+    asked = []
+    result = run_search(running, lambda chosen: asked.append(chosen.tolist()) or exact[chosen])
+    return asked, result
 
 
-def test_the_estimator_gets_the_methods_numbers_and_the_querys_embedding():
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_each_method_of_the_table_spends_exactly_its_budget(method):
+    space, exact = make_world()
+    space.check_methods([method])
+    asked, result = found(start_search(method, space, 2, 40), exact.scores[2])
+    assert result.n_ce_calls == 40 == len(set(result.item_index.tolist()))
+    assert (len(asked) == 1) == (method.rounds == 1)
+    again = run_search(start_search(method, space, 2, 40), lambda chosen: exact.scores[2][chosen])
+    np.testing.assert_array_equal(again.item_index, result.item_index)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_with_the_whole_budget_each_method_is_exact_search(method):
+    space, exact = make_world()
+    result = run_search(start_search(method, space, 1, 300), lambda chosen: exact.scores[1][chosen])
+    np.testing.assert_array_equal(result.item_index, exact_top_k(exact.scores[1], 300))
+
+
+def test_a_method_is_the_search_that_it_describes():
+    space, exact = make_world()
+    de, graph, scores = space.embeddings["de"], space.graphs["de"], exact.scores[3]
+    ranking, shares = dense_first_round(de.items, de.queries[3], 40), split_budget(40, 10)
+    tour = Tour(de.items, de.queries[3], shares, METHODS["tour_de"].learning_rate, METHODS["tour_de"].temperature)
+    described = {
+        "rnr_de": search(None, ranking, n_items=300, budget=40, rounds=1),
+        "axn_pinv_de": search(Pinv(de.items, de.scale, 0.0, de.queries[3]), ranking, n_items=300, budget=40, rounds=10),
+        "tour_de": search(tour, ranking, n_items=300, budget=40, rounds=10),
+        "gar_de": gar(ranking, graph, budget=40, rounds=10),
+        "ladr_de": ladr(ranking, graph, budget=40, rounds=10, depth=METHODS["ladr_de"].depth),
+    }
+    for key, running in described.items():
+        assert found(start_search(METHODS[key], space, 3, 40), scores)[0] == found(running, scores)[0], key
+
+
+def test_the_estimator_gets_the_methods_numbers_and_what_was_fitted_goes_first():
     space, _ = make_world()
-    ridge = prepare(METHODS["axn_ridge_mf_ind"], space, 3, 5)[1]
+    part = space.embeddings["mf_ind"]
+    ridge = build_estimator(METHODS["axn_ridge_mf_ind"], part.items, part.scale, part.queries[3])
     assert isinstance(ridge, Ridge) and (ridge.noise_variance, ridge.prior_variance) == (0.5, 1.0)
-    np.testing.assert_array_equal(ridge.u_param, space.embeddings["mf_ind"].queries[3])
-    pinv = prepare(METHODS["axn_blend_mf_ind"], space, 3, 5)[1]
-    assert isinstance(pinv, Pinv) and pinv.blend == 0.5 and pinv.scale == space.embeddings["mf_ind"].scale
+    np.testing.assert_array_equal(ridge.u_param, part.queries[3])
+    assert build_estimator(METHODS["axn_bayes"], part.items, part.scale, part.queries[3], 0.2).noise_variance == 0.2
+    pinv = build_estimator(METHODS["axn_blend_mf_ind"], part.items, part.scale, part.queries[3])
+    assert isinstance(pinv, Pinv) and pinv.blend == 0.5 and pinv.scale == part.scale
+    with pytest.raises(InputError, match="'TouR, DE' needs a query embedding"):
+        build_estimator(METHODS["tour_de"], part.items, part.scale, None, shares=[5])
+    with pytest.raises(InputError, match="'AXN bayes' needs a fitted scale"):
+        build_estimator(METHODS["axn_bayes"], part.items, None, part.queries[3])
+
+
+def low_rank_world(rank=5, n_items=200, n_rows=30, n_queries=4):
+    """A space whose CE scores are exactly of low rank, dense train rows among them; and the queries' scores."""
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((rank, n_items))
+    rows, exact = ((rng.standard_normal((n, rank)) @ items).astype(np.float32) for n in (n_rows, n_queries))
+    de = Embeddings(rng.standard_normal((n_items, 8)).astype(np.float32), rng.standard_normal((n_queries, 8)), None)
+    return SearchSpace({"de": de, "cur": cur_embeddings(rows)}, ("q",) * n_queries), exact
+
+
+@pytest.mark.parametrize(("key", "rounds"), [("anncur", 2), ("adacur", 2), ("adacur", 4), ("adacur_random", 3)])
+def test_cur_is_exact_where_the_scores_are_of_low_rank(key, rounds):
+    space, exact = low_rank_world()
+    method = Method(**{**vars(METHODS[key]), "rounds": rounds})
+    for query, scores in enumerate(exact):
+        # Five or more anchors span the space: the second round takes the best of the rest, in order.
+        asked, result = found(start_search(method, space, query, 20), scores)
+        rest = [item for item in exact_top_k(scores, 200).tolist() if item not in asked[0]]
+        assert asked[1] == rest[: len(asked[1])]
+        assert result.item_index[0] == exact_top_k(scores, 1)[0]
+
+
+def test_cur_is_the_product_of_its_three_matrices():
+    rng = np.random.default_rng(1)
+    rows, scores = rng.standard_normal((12, 50)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
+    cur, anchor_items = cur_embeddings(rows), rng.permutation(50)[:8].astype(np.int32)
+    got = Pinv(cur.items, cur.scale).approx_scores(anchor_items, scores)
+    np.testing.assert_allclose(got, scores @ np.linalg.pinv(rows[:, anchor_items].astype(np.float64)) @ rows, atol=1e-4)
+    assert cur.index_ce_calls == 12 * 50
+
+
+def test_anncurs_anchors_are_the_same_for_every_query_and_adacurs_are_not():
+    space, exact = low_rank_world()
+    first = {
+        key: {tuple(next(start_search(METHODS[key], space, query, 20))) for query in range(4)} for key in ("anncur", "adacur")
+    }
+    assert len(first["anncur"]) == 1 and len(first["adacur"]) == 4
+    assert next(start_search(METHODS["anncur"], space, 0, 30))[:10].tolist() == list(*first["anncur"])
+
+
+def test_index_calls_are_those_of_the_embeddings_in_use():
+    space, _ = low_rank_world()
+    assert space.index_ce_calls(METHODS["anncur"]) == 30 * 200
+    assert space.index_ce_calls(METHODS["axn_pinv_de"]) is None  # nobody said what these cost
+    de = Embeddings(space.embeddings["de"].items, space.embeddings["de"].queries, None, index_ce_calls=0)
+    known = SearchSpace({**space.embeddings, "de": de}, space.query_texts)
+    assert known.index_ce_calls(METHODS["adacur"]) == 30 * 200
+    assert known.index_ce_calls(METHODS["axn_pinv_de"]) == known.index_ce_calls(METHODS["rnr_bm25"]) == 0
 
 
 def test_rounds_multiply_the_methods_that_search():
-    chosen = choose_methods(["rnr_bm25", "axn_pinv_de"], [5, 10])
-    assert [(method.name, method.rounds) for method in chosen] == [("RnR, BM25", 1), ("AXN pinv, DE", 5), ("AXN pinv, DE", 10)]
+    chosen = choose_methods(["rnr_bm25", "axn_pinv_de", "anncur", "gar_de"], [5, 10])
+    assert [(method.name, method.rounds) for method in chosen] == [
+        ("RnR, BM25", 1),
+        ("AXN pinv, DE", 5),
+        ("AXN pinv, DE", 10),
+        ("ANNCUR", 2),
+        ("GAR, DE", 5),
+        ("GAR, DE", 10),
+    ]
     with pytest.raises(InputError, match="method 'axn' is not known; choose among rnr_bm25"):
         choose_methods(["axn"], [5])
 
 
-@pytest.mark.parametrize("lacking", [{"estimator": "pinv"}, {"embeddings": "de"}, {}])
-def test_a_search_needs_estimator_and_embeddings(lacking):
-    with pytest.raises(InputError, match="name its estimator and embeddings"):
-        Method(name="m", first_round="de", rounds=2, **lacking)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"estimator": "pinv"},
+        {"embeddings": "de"},
+        {},
+        {"embeddings": "de", "estimator": "pinv", "graph": "gar"},
+        {"graph": "gar"},
+    ],
+)
+def test_several_rounds_need_embeddings_and_one_way_to_follow_them(wrong):
+    with pytest.raises(InputError, match="name its embeddings and either its estimator or its graph"):
+        Method(name="m", first_round="de", rounds=2, **wrong)
 
 
 def test_a_missing_part_is_named():
@@ -45,8 +162,20 @@ def test_a_missing_part_is_named():
     with pytest.raises(InputError, match="'RnR, BM25' needs 'bm25', given are de"):
         bare.check_methods([METHODS["rnr_bm25"]])
     with pytest.raises(InputError, match="'AXN pinv, MF_Trns' needs 'mf_trns'"):
-        prepare(METHODS["axn_pinv_mf_trns"], bare, 0, 5)
+        start_search(METHODS["axn_pinv_mf_trns"], bare, 0, 20)
+    with pytest.raises(InputError, match="'GAR, DE' needs 16 neighbours of each item in 'de', given are 0; build the graph"):
+        bare.check_methods([METHODS["gar_de"]])
+    with pytest.raises(InputError, match="'ADACUR, DE first' needs 'cur'"):
+        bare.check_methods([METHODS["adacur"]])
     assert BM25 not in bare.embeddings
+
+
+@pytest.mark.parametrize("needing", [{"first_round": "cur"}, {"estimator": "tour"}, {"blend": 0.5}])
+def test_embeddings_without_queries_serve_the_pseudo_inverse_alone(needing):
+    space, _ = low_rank_world()
+    method = Method(**{**vars(METHODS["adacur"]), **needing})
+    with pytest.raises(InputError, match="needs 'cur', given are"):
+        start_search(method, space, 0, 20)
 
 
 def test_parts_that_do_not_fit_are_refused():
@@ -56,6 +185,8 @@ def test_parts_that_do_not_fit_are_refused():
         SearchSpace({"de": de, "short": Embeddings(de.items[1:], de.queries, de.scale)}, space.query_texts)
     with pytest.raises(InputError, match="BM25 holds 300 items, the embeddings 299"):
         SearchSpace({"de": Embeddings(de.items[1:], de.queries, de.scale)}, space.query_texts, space.bm25)
+    with pytest.raises(InputError, match="graph 'de' holds 299 items, the embeddings 300"):
+        SearchSpace({"de": de}, space.query_texts, graphs={"de": space.graphs["de"][1:]})
     with pytest.raises(InputError, match="same dim"):
         Embeddings(de.items, de.queries[:, :3], de.scale)
     with pytest.raises(InputError, match="without embeddings"):

@@ -42,7 +42,7 @@ def test_the_config_makes_the_plan():
 
 def test_without_named_methods_all_that_are_possible_are_compared():
     named = {method.name for method in EvaluateConfig().plan(["de"]).methods}
-    assert named == {"RnR, DE", "RnR, BM25", "AXN pinv, DE"}
+    assert named == {"RnR, DE", "RnR, BM25", "AXN pinv, DE", "GAR, DE", "LADR, DE", "TouR, DE"}
 
 
 def test_a_bad_config_is_refused():

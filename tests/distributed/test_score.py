@@ -88,6 +88,17 @@ def test_every_item_for_exact_truth(ray_session, corpus, config, tmp_path):
         partial.dense()
 
 
+def test_a_few_queries_with_every_item(ray_session, corpus, config, tmp_path):
+    dense = config.model_copy(update={"choice": "all", "n_queries": 3})
+    few = score(corpus, dense, tmp_path / "few")
+    assert few.dense().shape == (3, 40)
+    train = {corpus.queries.ids[row] for row in corpus.rows_of("train")}
+    assert set(few.query_ids) < train
+    more = score(corpus, dense.model_copy(update={"n_queries": 5}), tmp_path / "more")
+    kept = [more.query_ids.index(query_id) for query_id in few.query_ids]
+    np.testing.assert_allclose(more.dense()[kept], few.dense(), atol=1e-5)
+
+
 def test_random_items_depend_on_the_seed_alone(ray_session, corpus, config, tmp_path):
     random = config.model_copy(update={"random_share": 1.0})
     first, second = score(corpus, random, tmp_path / "a"), score(corpus, random, tmp_path / "b")
