@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from axn_ray import sample
 from axn_ray.core.artifact import hash_file
+from axn_ray.core.bert_engine import BertCpuEngine, is_fast_bert
 from axn_ray.core.engines import TorchEngine
 from axn_ray.core.models import Dtype, choose_device, choose_dtype, locate_model
 from axn_ray.core.pair_layout import Overlong, PairLayout, Rows
@@ -117,7 +118,8 @@ class CrossEncoder(PairScorer):
             "dtype": str(dtype).removeprefix("torch."),
             "overlong": f"{config.overlong}-item",
         } | ({"label": config.label} if config.label else {})
-        self._engine = TorchEngine(model, dtype, device)
+        is_fast = is_fast_bert(model, dtype, device)
+        self._engine = BertCpuEngine(model) if is_fast else TorchEngine(model, dtype, device)
 
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenize n texts, queries or items, once."""

@@ -44,7 +44,7 @@ def test_a_model_that_fails_on_everything_stops_the_job(ray_session, tmp_path):
 def test_a_shard_that_ends_every_worker_stops_the_job(ray_session, tmp_path):
     out = tmp_path / "scores"
     corpus = make_corpus(40, 6, bad_item="deadly nightshade")
-    with pytest.raises(Exception, match="shard 0 ended 5 workers") as raised:
+    with pytest.raises(Exception, match="shard [0-5] ended 5 workers") as raised:
         stage.score(corpus, make_config("Deadly", shard_pairs=40, workers=1), out)
     assert isinstance(find_axn_error(raised.value), ModelError)
 

@@ -1,0 +1,67 @@
+"""The fast BERT engine against the plain one: the same scores up to bfloat16's rounding, whatever stands beside a row."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from axn_ray.core.bert_engine import BertCpuEngine, is_fast_bert
+from axn_ray.core.engines import TorchEngine
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+
+
+def tiny_bert(**changes):
+    torch.manual_seed(0)
+    config = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertForSequenceClassification(BertConfig(**config | {"num_labels": 2} | changes))
+    for parameter in model.parameters():  # the initial weights give logits too close to each other to tell engines apart
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+    return model.eval()
+
+
+def batch(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = (np.arange(max(lengths))[None, :] < np.array(lengths)[:, None]).astype(np.int64)
+    ids = rng.integers(1, 50, mask.shape) * mask
+    types = (np.arange(max(lengths))[None, :] >= 3) * mask
+    return ids, mask, types
+
+
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("lengths", [[9] * 16, list(range(16, 0, -1))])
+def test_errs_no_more_than_the_plain_engine_in_bfloat16(lengths, column):
+    model = tiny_bert()
+    exact = TorchEngine(copy.deepcopy(model), torch.float32, CPU).logits(*batch(lengths), column)
+    plain = TorchEngine(copy.deepcopy(model), torch.bfloat16, CPU).logits(*batch(lengths), column)
+    fast = BertCpuEngine(model).logits(*batch(lengths), column)
+    assert fast.dtype == np.float32
+    assert np.ptp(exact) > 0.5
+    assert np.abs(fast - exact).max() < max(0.05, 2 * np.abs(plain - exact).max())
+
+
+def test_without_token_types():
+    ids, mask, types = batch([6, 4])
+    engine = BertCpuEngine(tiny_bert())
+    np.testing.assert_array_equal(engine.logits(ids, mask, None), engine.logits(ids, mask, np.zeros_like(types)))
+    assert not np.allclose(engine.logits(ids, mask, None), engine.logits(ids, mask, types), atol=1e-3)
+
+
+def test_padding_does_not_reach_the_score():
+    ids, mask, types = batch([12, 5])
+    engine = BertCpuEngine(tiny_bert())
+    alone = engine.logits(ids[1:, :5], mask[1:, :5], types[1:, :5])
+    np.testing.assert_allclose(engine.logits(ids, mask, types)[1:], alone, atol=0.05)
+    other = np.where(mask == 1, ids, 7)
+    np.testing.assert_array_equal(engine.logits(ids, mask, types), engine.logits(other, mask, types))
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "expected"),
+    [({}, torch.bfloat16, True), ({}, torch.float32, False), ({"hidden_act": "relu"}, torch.bfloat16, False)],
+)
+def test_takes_only_models_that_it_computes(changes, dtype, expected):
+    assert is_fast_bert(tiny_bert(**changes), dtype, CPU) is expected
