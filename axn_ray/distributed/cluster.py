@@ -38,6 +38,11 @@ def _quiet_ray_data() -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
+def gpus_per_worker() -> int:
+    """One where the cluster has any: also for a driver on a node that has none."""
+    return int(ray.cluster_resources().get("GPU", 0) >= 1)
+
+
 def split_evenly(n: int, size: int) -> Sequence[range]:
     """Rows 0..n-1 in ranges of at most `size`."""
     return [range(start, min(start + size, n)) for start in range(0, n, size)]

@@ -23,7 +23,7 @@ from axn_ray.core.embedded_corpus import (
     save_embedded_corpus,
 )
 from axn_ray.core.models import MINILM, Dtype
-from axn_ray.distributed.cluster import split_evenly
+from axn_ray.distributed.cluster import gpus_per_worker, split_evenly
 from axn_ray.distributed.progress import track
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def embed_texts(
     texts: Sequence[str], name: str, dtype: Dtype, side: str, workers: int, shard_rows: int = 1024, threads: int = 1
 ) -> FloatArray:
     """Texts (n) -> (n, dim) float32, in order; `side` is `items` or `queries`; `workers` processes share the work."""
-    gpus = 1 if torch.cuda.is_available() else 0
+    gpus = gpus_per_worker()
     ray.get(ray.remote(num_gpus=gpus)(_check_dual_encoder).remote(name, dtype))
     ranges = split_evenly(len(texts), shard_rows)
     shards = ray.data.from_items([{"start": r.start, "stop": r.stop} for r in ranges], override_num_blocks=len(ranges))

@@ -13,7 +13,8 @@ from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.tokens import Int32Array
-from axn_ray.distributed.score import ScoreConfig, gpus_per_worker, plan_first_pass, prepare_job, read_done
+from axn_ray.distributed.cluster import gpus_per_worker
+from axn_ray.distributed.score import ScoreConfig, plan_first_pass, prepare_job, read_done
 from axn_ray.errors import InputError
 
 SAMPLE_PAIRS = 512

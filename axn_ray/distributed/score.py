@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import ray
-import torch
 from pydantic import Field, model_validator
 from ray.data import ActorPoolStrategy
 
@@ -38,7 +37,7 @@ from axn_ray.core.score_store import (
     write_into,
     write_quarantine,
 )
-from axn_ray.distributed.cluster import split_evenly
+from axn_ray.distributed.cluster import gpus_per_worker, split_evenly
 from axn_ray.distributed.factorize import SumOnRay
 from axn_ray.distributed.progress import track
 from axn_ray.distributed.score_worker import ListedPairs, PairChooser, ScoreActor
@@ -156,11 +155,6 @@ def prepare_job(corpus: EmbeddedCorpus, config: ScoreConfig) -> Job:
     known = KnownScores.of(stores, hash_json(cross_encoder), queries.texts, corpus.items.full_texts)
     inputs = {"query_tokens": query_tokens, "item_tokens": item_tokens, "known": ray.put(known)}
     return Job(corpus, config, rows, queries, cross_encoder, inputs)
-
-
-def gpus_per_worker() -> int:
-    """One where there is any."""
-    return 1 if torch.cuda.is_available() else 0
 
 
 def _open_and_tokenize(config: CrossEncoderConfig, queries: Sequence[str], items: Sequence[str]) -> tuple[Any, Any, Any]:
