@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 
-.PHONY: demo test setup lint bench bench-recall bench-sampling clean
+.PHONY: demo test setup lint check release bench bench-recall bench-sampling clean
 
 demo: setup
 	$(BIN)/axn demo --out runs/demo
@@ -20,6 +20,25 @@ lint: setup
 	@echo "== ruff and mypy"
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What a release is judged by beside its tests: known vulnerabilities of the pinned versions, and a bill of materials with
+# their licences. pip-audit names the packages for which the registry answers no such question.
+check: lint
+	test -x .venv-check/bin/pip-audit || ($(PYTHON) -m venv .venv-check && .venv-check/bin/python -m pip install --quiet pip-audit cyclonedx-bom)
+	@echo "== vulnerabilities"
+	.venv-check/bin/pip-audit --disable-pip --no-deps -r constraints.txt
+	@echo "== bill of materials: dist/sbom.json"
+	mkdir -p dist
+	.venv-check/bin/cyclonedx-py environment $(VENV) --pyproject pyproject.toml -o dist/sbom.json
+
+# Wheel and sdist, and a small demo in an empty environment that has the wheel alone.
+release: setup
+	rm -rf dist/*.whl dist/*.tar.gz .venv-release
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[cpu,sample]"
+	cd .venv-release && bin/axn demo --train-queries 60 --per-query 20 --out demo
 
 setup: $(READY)
 
@@ -43,4 +62,4 @@ bench-sampling: setup
 	$(BENCH) tests.benchmarks.sampling
 
 clean:
-	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv-check .venv-release runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
