@@ -5,13 +5,10 @@ hardware is fast at it, its pooler and head always in float32, so that scores ke
 """
 
 import hashlib
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from peft import PeftConfig, PeftModel
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -21,12 +18,11 @@ from axn_ray.core.artifact import hash_file
 from axn_ray.core.bert_engine import BertCpuEngine, is_fast_bert
 from axn_ray.core.engines import TorchEngine
 from axn_ray.core.models import Dtype, choose_device, choose_dtype, locate_model
-from axn_ray.core.pair_layout import Overlong, PairLayout, Rows
-from axn_ray.core.pairs import FloatArray, PairScorer, PairScores, find_not_finite, is_out_of_memory, score_or_split
-from axn_ray.core.tokens import Int32Array, PairTemplate, TokenTable, token_budget_batches
+from axn_ray.core.pair_layout import Overlong
+from axn_ray.core.prompt import QWEN3_INSTRUCTION, QWEN3_TEMPLATE
+from axn_ray.core.token_scorer import TokenPairScorer
+from axn_ray.core.tokens import PairTemplate, TokenTable
 from axn_ray.errors import ModelError
-
-logger = logging.getLogger(__name__)
 
 SOURCES = "hub id, local folder, PEFT adapter folder, or python:module:factory of a TextScorer"
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer.json")
@@ -43,27 +39,55 @@ class CrossEncoderConfig(BaseModel):
     batch_tokens: int = Field(4096, ge=1, description="tokens per forward pass, padding included")
     overlong: Overlong = Field("truncate", description="an item that does not fit: refuse it, cut its end, or score its chunks")
     label: str | None = Field(None, description="the output to read, of a model with several")
+    yes_token: str = Field("yes", min_length=1, description="of a causal LM: the token whose logit is the score")
+    no_token: str = Field("no", description="of a causal LM: the token whose logit is taken off; empty for none")
+    template: str = Field(QWEN3_TEMPLATE, description="of a causal LM: what it reads, with {query}, {item} and {instruction}")
+    instruction: str = Field(QWEN3_INSTRUCTION, description="of a causal LM: what stands for {instruction}")
 
 
-def load_adapter_or_model(name: str) -> tuple[Any, Any]:
+def load_adapter_or_model(name: str, kind: Any = AutoModelForSequenceClassification) -> tuple[Any, Any]:
     """Load (model, tokenizer) in float32 from a hub id, a folder, or a PEFT adapter folder, merged into its base.
 
     Raises:
-        ModelError: it cannot be found or read.
+        ModelError: it cannot be found or read, or has no weights for what scores a pair.
     """
     source = locate_model(name)
     try:
-        if (Path(source) / "adapter_config.json").is_file():
-            base = PeftConfig.from_pretrained(source).base_model_name_or_path
-            model = AutoModelForSequenceClassification.from_pretrained(locate_model(base), num_labels=1)
-            model = PeftModel.from_pretrained(model, source).merge_and_unload()
+        if is_adapter(source):
+            base = locate_model(PeftConfig.from_pretrained(source).base_model_name_or_path)
+            one_logit = {"num_labels": 1} if kind is AutoModelForSequenceClassification else {}
+            model = PeftModel.from_pretrained(kind.from_pretrained(base, **one_logit), source).merge_and_unload()
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(source)
+            model, loading = kind.from_pretrained(source, output_loading_info=True)
+            _refuse_random_weights(name, loading["missing_keys"])
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"cross-encoder {name!r} cannot be loaded ({reason}); give a hub id, a folder or an adapter") from error
+        raise not_loaded(name, error) from error
     return model, tokenizer
+
+
+def not_loaded(name: str, error: Exception) -> ModelError:
+    """What to say of a name under which transformers finds nothing."""
+    reason = str(error).splitlines()[0]
+    return ModelError(f"cross-encoder {name!r} cannot be loaded ({reason}); give a hub id, a folder or an adapter")
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (Path(source) / "adapter_config.json").is_file()
+
+
+def _refuse_random_weights(name: str, missing: Iterable[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"cross-encoder {name!r} has no weights for {', '.join(sorted(missing)[:3])}, so its scores would be random; "
+            "give a model that was trained to score pairs"
+        )
+
+
+def longest_input(model: Any, tokenizer: Any) -> int:
+    """Tokens that both the tokenizer and the model's positions allow."""
+    return min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
 
 
 def find_column(config: CrossEncoderConfig, described: Any) -> int:
@@ -89,13 +113,13 @@ def hash_model(name: str, model: Any) -> str:
         return str(getattr(model.config, "_commit_hash", None) or name)
     for path in sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern)):
         digest.update(f"{path.name}:{hash_file(path)};".encode())
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(str(folder)):
         base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
         digest.update(hash_model(base, model).encode())
     return digest.hexdigest()
 
 
-class CrossEncoder(PairScorer):
+class CrossEncoder(TokenPairScorer):
     """A sequence-classification CE with one logit, or one named label, on the GPU when there is one.
 
     Raises:
@@ -104,64 +128,21 @@ class CrossEncoder(PairScorer):
 
     def __init__(self, config: CrossEncoderConfig) -> None:
         model, self._tokenizer = load_adapter_or_model(config.cross_encoder)
-        self._column = find_column(config, model.config)
         device = choose_device()
         dtype = choose_dtype(config.dtype, device)
-        self._template = PairTemplate.of(self._tokenizer)
-        self.max_length = config.max_length or min(
-            self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512)
-        )
-        self._overlong, self._batch_tokens = config.overlong, config.batch_tokens
+        template = PairTemplate.of(self._tokenizer)
+        max_length = config.max_length or longest_input(model, self._tokenizer)
         self.fingerprint = {
             "model": hash_model(config.cross_encoder, model),
-            "max_length": self.max_length,
+            "max_length": max_length,
             "dtype": str(dtype).removeprefix("torch."),
             "overlong": f"{config.overlong}-item",
         } | ({"label": config.label} if config.label else {})
         is_fast = is_fast_bert(model, dtype, device)
-        self._engine = BertCpuEngine(model) if is_fast else TorchEngine(model, dtype, device)
+        engine = BertCpuEngine(model) if is_fast else TorchEngine(model, dtype, device)
+        super().__init__(engine, template, max_length, config.overlong, config.batch_tokens, find_column(config, model.config))
 
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenize n texts, queries or items, once."""
         return TokenTable.from_texts(texts, self._tokenizer)
 
-    def score_pairs(self, queries: TokenTable, items: TokenTable, query_index: Int32Array, item_index: Int32Array) -> PairScores:
-        """See `PairScorer`. Items over `max_length` meet the policy `overlong`.
-
-        Raises:
-            InputError: a pair is too long and the policy is `error`.
-        """
-        room = self.max_length - self._template.n_special
-        layout = PairLayout.of(queries, items, query_index, item_index, room, self._overlong)
-        chunk_scores = np.full(len(layout), np.nan, dtype=np.float32)
-        failures = layout.failures()
-        remaining = np.flatnonzero(~np.isin(layout.pair, list(failures)))
-        chunk_failures: dict[int, str] = {}
-        while len(remaining):
-            remaining = self._score_until_out_of_memory(layout, remaining, chunk_scores, chunk_failures)
-        scores = layout.best_of_chunks(chunk_scores)
-        failures |= {int(layout.pair[chunk]): reason for chunk, reason in chunk_failures.items()}
-        return PairScores(scores, failures | find_not_finite(scores, failures), layout.n_truncated)
-
-    def _score_until_out_of_memory(
-        self, layout: PairLayout, chunks: Rows, scores: FloatArray, failures: dict[int, str]
-    ) -> Rows:
-        """Score chunks in batches; where memory runs out, halve the batch for good and return what is left to do."""
-        lengths = layout.lengths[chunks]
-        done = 0
-        for batch in token_budget_batches(lengths + self._template.n_special, self._batch_tokens):
-            try:
-                score_or_split(lambda rows: self._forward(layout, rows), chunks[batch], scores, failures)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._batch_tokens = max(1, int(lengths[batch].max() + self._template.n_special) * (len(batch) // 2))
-                logger.warning("out of memory on %d pairs at once; going on with %d tokens", len(batch), self._batch_tokens)
-                torch.cuda.empty_cache()
-                break
-            done += len(batch)
-        return chunks[np.argsort(-lengths, kind="stable")][done:]
-
-    def _forward(self, layout: PairLayout, rows: Rows) -> FloatArray:
-        ids, mask, types = layout.join(rows, self._template)
-        return self._engine.logits(ids, mask, types if self._template.uses_types else None, self._column)

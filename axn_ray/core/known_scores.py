@@ -119,6 +119,10 @@ class KnownFirst(PairScorer):
         """See `PairScorer`."""
         return self._scorer.tokenize(texts)
 
+    def tokenize_queries(self, texts: Sequence[str]) -> Any:
+        """See `PairScorer`."""
+        return self._scorer.tokenize_queries(texts)
+
     def score_pairs(self, queries: Any, items: Any, query_index: Int32Array, item_index: Int32Array) -> PairScores:
         """See `PairScorer`. `n_truncated` counts among the pairs that the CE scored."""
         found, scores = self._known.lookup(query_index, item_index)

@@ -2,6 +2,7 @@
 
 import importlib
 
+from axn_ray.core.causal_cross_encoder import CausalCrossEncoder, is_causal
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.pairs import PairScorer, TextPairScorer, TextScorer
 from axn_ray.errors import ModelError
@@ -17,7 +18,7 @@ def open_cross_encoder(config: CrossEncoderConfig) -> PairScorer:
     """
     if config.cross_encoder.startswith(PYTHON):
         return TextPairScorer(_make_text_scorer(config.cross_encoder.removeprefix(PYTHON)))
-    return CrossEncoder(config)
+    return CausalCrossEncoder(config) if is_causal(config.cross_encoder) else CrossEncoder(config)
 
 
 def _make_text_scorer(path: str) -> TextScorer:

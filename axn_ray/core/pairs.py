@@ -37,7 +37,11 @@ class PairScorer(ABC):
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Any:
-        """Prepare n texts, queries or items, once: something that pickles and goes back into `score_pairs`."""
+        """Prepare n items, once: something that pickles and goes back into `score_pairs`."""
+
+    def tokenize_queries(self, texts: Sequence[str]) -> Any:
+        """The same for n queries; most CEs prepare them as they do items."""
+        return self.tokenize(texts)
 
     @abstractmethod
     def score_pairs(self, queries: Any, items: Any, query_index: Int32Array, item_index: Int32Array) -> PairScores:
@@ -63,7 +67,7 @@ class PairScorer(ABC):
             ModelError: a pair failed.
         """
         rows = np.arange(len(queries), dtype=np.int32)
-        return self.score(self.tokenize(queries), self.tokenize(items), rows, rows)
+        return self.score(self.tokenize_queries(queries), self.tokenize(items), rows, rows)
 
 
 class TextScorer(Protocol):

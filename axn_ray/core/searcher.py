@@ -83,7 +83,7 @@ class Searcher:
         method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
         estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
         first_round = dense_first_round(fitted.item_embeddings, embedding, split_budget(budget, rounds)[0])
-        tokens = self._cross_encoder.tokenize([query])
+        tokens = self._cross_encoder.tokenize_queries([query])
         scorer = KnownFirst(self._cross_encoder, self._known.of_query(query))
 
         def score(chosen: Int32Array) -> FloatArray:

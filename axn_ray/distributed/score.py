@@ -160,7 +160,7 @@ def prepare_job(corpus: EmbeddedCorpus, config: ScoreConfig) -> Job:
 def _open_and_tokenize(config: CrossEncoderConfig, queries: Sequence[str], items: Sequence[str]) -> tuple[Any, Any, Any]:
     """The cross-encoder's fingerprint as the workers will run it; query and item texts as it reads them."""
     cross_encoder = open_cross_encoder(config)
-    return dict(cross_encoder.fingerprint), cross_encoder.tokenize(queries), cross_encoder.tokenize(items)
+    return dict(cross_encoder.fingerprint), cross_encoder.tokenize_queries(queries), cross_encoder.tokenize(items)
 
 
 def plan_first_pass(job: Job) -> Pass:

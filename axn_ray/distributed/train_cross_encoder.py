@@ -131,7 +131,7 @@ def _check(config: TrainCrossEncoderConfig, adapter: Path) -> float:
     cross_encoder = CrossEncoder(CrossEncoderConfig(cross_encoder=str(adapter)))
     rows = np.repeat(np.arange(len(held_out.queries), dtype=np.int32), held_out.candidates.shape[1])
     scores = cross_encoder.score(
-        cross_encoder.tokenize(held_out.queries.texts),
+        cross_encoder.tokenize_queries(held_out.queries.texts),
         cross_encoder.tokenize(held_out.items.full_texts),
         rows,
         held_out.candidates.ravel(),
