@@ -19,8 +19,8 @@ from axn_ray.core.bayes import (
 )
 from axn_ray.core.estimators import Ridge
 from axn_ray.core.fitting import FitInputs
+from axn_ray.core.index import ItemIndex, Retrieve
 from axn_ray.core.pairs import FloatArray
-from axn_ray.core.ranking import top_items
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.core.tokens import Int32Array
 
@@ -96,26 +96,20 @@ def choose_actively(space: ActiveSpace, queries: range, n_active: int) -> Genera
     A round takes the items that the posterior, given all scores of the query so far, ranks highest. A pair that could
     not be scored (NaN) is not asked for again and teaches nothing.
     """
-    anchors = {query: space.observed.row(query) for query in queries}
-    excluded = {query: items for query, (items, _) in anchors.items()}
-    n_items = len(space.item_embeddings)
+    index, excluded = ItemIndex(space.item_embeddings), {}
+    ridges: dict[int, Ridge] = {}
+    for query in queries:
+        items, scores = space.observed.row(query)
+        ridges[query] = Ridge(space.item_embeddings, space.scale, space.query_embeddings[query], space.noise_variance)
+        excluded[query] = items
+        if len(items):
+            ridges[query].observe(items, scores)
     for share in split_budget(n_active, min(ROUNDS, n_active)):
-        chosen = []
-        for query in queries:
-            items, scores = anchors[query]
-            is_excluded = np.zeros(n_items, dtype=np.bool_)
-            is_excluded[excluded[query]] = True
-            chosen.append(top_items(_approx_scores(space, query, items, scores), share, excluded=is_excluded))
+        requests = [Retrieve(ridges[query].query_embedding, share, excluded[query]) for query in queries]
+        chosen = [found.item_index for found in index.retrieve(requests)]
         received = yield np.repeat(np.array(queries, dtype=np.int32), share), np.concatenate(chosen)
         for query, items, scores in zip(queries, chosen, received.reshape(len(queries), share), strict=True):
             good = np.isfinite(scores)
-            known, known_scores = anchors[query]
-            anchors[query] = np.concatenate([known, items[good]]), np.concatenate([known_scores, scores[good]])
+            if good.any():
+                ridges[query].observe(items[good], scores[good])
             excluded[query] = np.concatenate([excluded[query], items])
-
-
-def _approx_scores(space: ActiveSpace, query: int, items: Int32Array, scores: FloatArray) -> FloatArray:
-    if not len(items):
-        return space.item_embeddings @ space.query_embeddings[query]
-    ridge = Ridge(space.item_embeddings, space.scale, space.query_embeddings[query], space.noise_variance)
-    return ridge.approx_scores(items, scores)

@@ -1,7 +1,8 @@
 """The search desk: which items the CE should score next, round by round, until the budget is spent (AXN, Algorithm 1).
 
-A generator: it yields the items to score and receives their scores, so that tests, evaluation and serving drive one
-loop. Knows no CE, no estimator's formula, no Ray, no clock.
+A generator: it yields what it wants (`Score` these items, `Retrieve` items near an embedding) and receives the answer, so
+that tests, evaluation and serving drive one loop, and a driver may batch the requests of many searches. Knows no CE, no
+index, no estimator's formula, no Ray, no clock.
 """
 
 from collections.abc import Callable, Generator
@@ -11,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from axn_ray.core.estimators import Estimator
-from axn_ray.core.ranking import order_by_score, top_items
+from axn_ray.core.index import Retrieve, Retrieved
+from axn_ray.core.ranking import order_by_score
 from axn_ray.core.score_matrix import FloatArray
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError, ModelError
@@ -36,7 +38,15 @@ class SearchResult:
         return len(self.item_index)
 
 
-Search = Generator[Int32Array, FloatArray, SearchResult]
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A request: the raw CE scores float32 (n,) of the items `item_index` int32 (n,)."""
+
+    item_index: Int32Array
+
+
+# To a `Score` the driver sends the scores (n,), to a `Retrieve` a `Retrieved`.
+Search = Generator[Score | Retrieve, FloatArray | Retrieved, SearchResult]
 # From what was scored so far (items and scores in the order asked, and a mask (n_items,)) to the items to score next.
 Choose = Callable[[Int32Array, FloatArray, npt.NDArray[np.bool_]], Int32Array]
 
@@ -47,61 +57,112 @@ def split_budget(budget: int, rounds: int) -> list[int]:
     return [share + (number < remainder) for number in range(rounds)]
 
 
-def search(estimator: Estimator | None, first_round: Int32Array, *, n_items: int, budget: int, rounds: int) -> Search:
-    """Start a search: yields int32 item indices (n,) to score, receives their raw CE scores (n,), returns the result.
+def search(estimator: Estimator | None, first_round: Int32Array | None, *, n_items: int, budget: int, rounds: int) -> Search:
+    """Start a search: yields requests, receives their answers, returns the result.
 
-    Round 1 scores the head of `first_round` (a ranking, best first), each later round the items not yet scored that
-    `estimator` ranks highest. `rounds=1` is retrieve-and-rerank and needs no estimator. Exactly `budget` items are
-    scored, none twice.
+    Round 1 scores the head of `first_round` (a ranking, best first), or what lies nearest to the estimator's own query
+    embedding where that is None; each later round the items not yet scored that `estimator` ranks highest. `rounds=1` with
+    a ranking is retrieve-and-rerank and needs no estimator. Exactly `budget` items are scored, none twice.
 
     Raises:
-        InputError: here, before the first round: budget or rounds out of range, no estimator for a second round, a
-            first round that is too short, names an item twice or one that does not exist; while it runs: the number
-            of scores received is not the number of items asked for.
+        InputError: here, before the first round: budget or rounds out of range, no estimator for a second round, nothing
+            to start from, a first round that is too short, names an item twice or one that does not exist; while it runs:
+            an answer of another size than asked for, or with items that were scored before.
         ModelError: while it runs: a score received is NaN or infinite, or the estimator gives NaN.
     """
     check_budget(n_items, budget, rounds)
     if rounds > 1 and estimator is None:
         raise InputError(f"rounds={rounds} needs an estimator for the rounds after the first; give one or set rounds=1")
     shares = split_budget(budget, rounds)
-    check_first_round(first_round, shares[0], n_items)
-    remaining = iter(shares)
+    if first_round is not None:
+        check_first_round(first_round, shares[0], n_items)
+    elif estimator is None or estimator.query_embedding is None:
+        raise InputError("nothing to start the search from; give a first round or an estimator with a query embedding")
+    return _run_estimator(estimator, first_round, n_items, shares)
 
-    def choose(anchor_items: Int32Array, scores: FloatArray, is_scored: npt.NDArray[np.bool_]) -> Int32Array:
-        share = next(remaining)
-        if estimator is None or not len(anchor_items):
-            return first_round[:share]
-        return top_items(estimator.approx_scores(anchor_items, scores), share, excluded=is_scored)
 
-    return run_rounds(choose, n_items, budget)
+def _run_estimator(estimator: Estimator | None, first_round: Int32Array | None, n_items: int, shares: list[int]) -> Search:
+    scored = _Scored(n_items)
+    for share in shares:
+        if first_round is not None and not scored.shares:
+            chosen = first_round[:share]
+        else:
+            chosen = scored.read_items((yield Retrieve(_embedding(estimator), share, scored.item_index)), share)
+        scores = scored.add(chosen, (yield Score(chosen)))
+        if estimator is not None and len(scored.shares) < len(shares):
+            estimator.observe(chosen, scores)
+    return scored.result()
 
 
 def run_rounds(choose: Choose, n_items: int, budget: int) -> Search:
     """Let `choose` name unscored items, at least one and no more than remain, until exactly `budget` are scored."""
-    is_scored = np.zeros(n_items, dtype=np.bool_)
-    anchor_items, scores = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
-    shares: list[int] = []
-    while len(anchor_items) < budget:
-        chosen = choose(anchor_items, scores, is_scored).astype(np.int32)
-        received = yield chosen
-        scores = np.concatenate([scores, _check_scores(received, chosen)])
-        anchor_items = np.concatenate([anchor_items, chosen])
-        is_scored[chosen] = True
-        shares.append(len(chosen))
-    order = order_by_score(anchor_items, scores)
-    found_in = np.repeat(np.arange(1, len(shares) + 1, dtype=np.int32), shares)
-    return SearchResult(anchor_items[order], scores[order], found_in[order])
+    scored = _Scored(n_items)
+    while len(scored.item_index) < budget:
+        chosen = choose(scored.item_index, scored.score, scored.is_scored).astype(np.int32)
+        scored.add(chosen, (yield Score(chosen)))
+    return scored.result()
 
 
-def run_search(running: Search, score: Callable[[Int32Array], FloatArray]) -> SearchResult:
-    """Drive a search to its end with a function that scores item indices (n,) -> raw CE scores (n,)."""
-    chosen = next(running)
+def run_search(
+    running: Search, score: Callable[[Int32Array], FloatArray], retrieve: Callable[[Retrieve], Retrieved] | None = None
+) -> SearchResult:
+    """Drive a search to its end with functions that answer its requests; without `retrieve`, of a search that has none.
+
+    Raises:
+        InputError: the search wants to retrieve and there is no way to.
+    """
+    request = next(running)
     while True:
-        scores = score(chosen)
+        answer: FloatArray | Retrieved
+        if isinstance(request, Score):
+            answer = score(request.item_index)
+        elif retrieve is not None:
+            answer = retrieve(request)
+        else:
+            raise InputError("the search wants items from an index; drive it with one")
         try:
-            chosen = running.send(scores)
+            request = running.send(answer)
         except StopIteration as finished:
             return finished.value
+
+
+class _Scored:
+    """What one search has scored so far, in the order asked; checks every answer at the door."""
+
+    def __init__(self, n_items: int) -> None:
+        self.item_index, self.score = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
+        self.is_scored = np.zeros(n_items, dtype=np.bool_)
+        self.shares: list[int] = []
+
+    def read_items(self, answer: FloatArray | Retrieved, n: int) -> Int32Array:
+        """The items (n,) of an answer to `Retrieve`."""
+        if not isinstance(answer, Retrieved) or len(answer.item_index) != n:
+            raise InputError(f"a search asked for {n} items and got {answer!r:.80}; send a Retrieved with exactly as many")
+        items = answer.item_index.astype(np.int32, copy=False)
+        if self.is_scored[items].any() or len(np.unique(items)) < n:
+            raise InputError(f"items retrieved ({items[:5]}...) were scored before or come twice; leave the excluded out")
+        return items
+
+    def add(self, chosen: Int32Array, answer: FloatArray | Retrieved) -> FloatArray:
+        """Take in an answer to `Score`: the scores (n,) of the chosen items (n,), returned as float32."""
+        scores = _check_scores(answer, chosen)
+        self.item_index, self.score = np.concatenate([self.item_index, chosen]), np.concatenate([self.score, scores])
+        self.is_scored[chosen] = True
+        self.shares.append(len(chosen))
+        return scores
+
+    def result(self) -> SearchResult:
+        """All of it, best first."""
+        order = order_by_score(self.item_index, self.score)
+        found_in = np.repeat(np.arange(1, len(self.shares) + 1, dtype=np.int32), self.shares)
+        return SearchResult(self.item_index[order], self.score[order], found_in[order])
+
+
+def _embedding(estimator: Estimator | None) -> FloatArray:
+    embedding = None if estimator is None else estimator.query_embedding
+    if embedding is None:
+        raise InputError("the estimator has no query embedding to retrieve with; give it one or start from a first round")
+    return embedding
 
 
 def check_budget(n_items: int, budget: int, rounds: int) -> None:
@@ -134,7 +195,9 @@ def check_first_round(first_round: Int32Array, share: int, n_items: int) -> None
         raise InputError(f"the first round names {share - len(np.unique(head))} items twice; rank each item once")
 
 
-def _check_scores(received: FloatArray, chosen: Int32Array) -> FloatArray:
+def _check_scores(received: FloatArray | Retrieved, chosen: Int32Array) -> FloatArray:
+    if isinstance(received, Retrieved):
+        raise InputError(f"retrieved items received for {len(chosen)} items to score; send one score per item")
     scores = np.asarray(received, dtype=np.float32)
     if scores.shape != chosen.shape:
         raise InputError(f"scores of shape {scores.shape} received for {len(chosen)} items; send one score per item")

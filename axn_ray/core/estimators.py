@@ -1,9 +1,9 @@
-"""The search desk's estimators: from the CE scores of a few items to an approximate score of every item.
+"""The search desk's estimators: from the CE scores of a few items to a query embedding that approximates every score.
 
-Each solves one small problem in float64: least squares, or TouR's gradient steps. Knows no CE and no budget.
+Each is the state of one search and solves one small problem in float64: least squares, or TouR's gradient steps. Knows no
+CE, no budget and not the items it was not shown.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,16 +26,25 @@ SAFETY = 10.0
 
 
 class Estimator(Protocol):
-    """Approximates the scores of all items from the CE scores of some."""
+    """Estimates one query's embedding, in the space of the items, from the CE scores of some items."""
 
-    def approx_scores(self, anchor_items: Int32Array, scores: FloatArray) -> FloatArray:
-        """Anchor items (m,) and their raw CE scores (m,) -> (n_items,) float32 in the dual-encoder's range."""
+    @property
+    def query_embedding(self) -> FloatArray | None:
+        """(dim,) float32, given all that was observed; before that, where the query stands without scores, or None."""
+        ...
+
+    def observe(self, items: Int32Array, scores: FloatArray) -> None:
+        """Take in newly scored items (n,) and their raw CE scores (n,).
+
+        Raises:
+            InputError: no items, lengths that differ, or a NaN or infinite value among them.
+        """
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Pinv:
-    """The paper's estimator (Algorithm 1): `u = pinv(V_A) a`, then `u <- (1 - blend) u + blend u_param`, scores `V u`.
+    """The paper's estimator (Algorithm 1): `u = pinv(V_A) a`, then `u <- (1 - blend) u + blend u_param`, A all items observed.
 
     `item_embeddings` V (n_items, dim), `u_param` (dim,): the query embedding to blend in; `blend` is the paper's lambda.
     Without a `scale` (nothing was scored offline) each call fits one to the anchors and their inner products with `u_param`.
@@ -58,29 +67,36 @@ class Pinv:
             raise InputError(f"blend={self.blend} needs a query embedding to blend in; give u_param or set blend=0")
         elif self.scale is None:
             raise InputError("a scale can only be fitted around a query embedding; give u_param or a scale")
+        self._anchors, self._scores = _no_anchors(self.item_embeddings)
 
-    def approx_scores(self, anchor_items: Int32Array, scores: FloatArray) -> FloatArray:
-        """See `Estimator`.
+    def observe(self, items: Int32Array, scores: FloatArray) -> None:
+        """See `Estimator`."""
+        anchors = _read_anchors(self.item_embeddings, items, scores)
+        self._anchors, self._scores = np.concatenate([self._anchors, anchors]), np.concatenate([self._scores, scores])
 
-        Raises:
-            InputError: see `_read_anchors`.
-        """
+    @property
+    def query_embedding(self) -> FloatArray | None:
+        """See `Estimator`."""
+        if not len(self._scores):
+            return self.u_param
         scale = self.scale
         if scale is None and self.u_param is not None:
-            scale = ScoreScale.fit(scores, self.item_embeddings[anchor_items] @ self.u_param)
-        anchors, targets = _read_anchors(self.item_embeddings, scale or ScoreScale(), anchor_items, scores)
-        u = least_squares(anchors, targets)  # (dim,)
+            scale = ScoreScale.fit(self._scores, (self._anchors @ self.u_param).astype(np.float32))
+        u = least_squares(self._anchors, _scaled(scale or ScoreScale(), self._scores))  # (dim,)
         if self.u_param is not None:
             u = (1.0 - self.blend) * u + self.blend * self.u_param
-        return self.item_embeddings @ u.astype(np.float32)
+        return u.astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Ridge:
-    """Ridge regression around a query embedding: the posterior mean for `u ~ N(u_param, tau² I)`, `a = V_A u + N(0, sigma²)`.
+    """The posterior for `u ~ N(u_param, tau² I)`, `a = V_A u + N(0, sigma²)`: ridge regression around a query embedding.
 
-    `u = u_param + tau² Aᵀ (tau² A Aᵀ + sigma² I)⁻¹ (a - A u_param)` with `A = V_A`, tau² = `prior_variance` and
-    sigma² = `noise_variance`, in the dual-encoder's range. As sigma² -> 0 with u_param = 0 it becomes `Pinv`.
+    `u = u_param + tau² Aᵀ K⁻¹ (a - A u_param)` and `var(v . u) = tau² |v|² - tau⁴ vᵀ Aᵀ K⁻¹ A v` with `A = V_A`,
+    `K = tau² A Aᵀ + sigma² I`, tau² = `prior_variance` and sigma² = `noise_variance`, in the dual-encoder's range. As
+    sigma² -> 0 with u_param = 0 it becomes `Pinv`; in whitened coordinates (`core.bayes.whiten`) it is the `bayes` fit's.
+
+    With `K = L Lᵀ`, `half = L⁻¹ A` (m, dim) is all that is kept: n new items append n rows to it, in O(m n dim).
 
     Raises:
         InputError: a wrong shape or a variance that is not positive.
@@ -97,34 +113,48 @@ class Ridge:
         if not (self.noise_variance > 0.0 and self.prior_variance > 0.0):
             both = f"noise_variance={self.noise_variance}, prior_variance={self.prior_variance}"
             raise InputError(f"{both} must both be positive; use Pinv for an exact fit")
+        self._mean = self.u_param.astype(np.float64)
+        self._half, _ = _no_anchors(self.item_embeddings)
 
-    def approx_scores(self, anchor_items: Int32Array, scores: FloatArray) -> FloatArray:
-        """See `Estimator`.
+    def observe(self, items: Int32Array, scores: FloatArray) -> None:
+        """See `Estimator`."""
+        anchors = _read_anchors(self.item_embeddings, items, scores)  # (n, dim)
+        shared = self.prior_variance * self._half @ anchors.T  # the new columns of Lᵀ, (m, n)
+        gram = self.prior_variance * anchors @ anchors.T - shared.T @ shared
+        gram[np.diag_indices_from(gram)] += self.noise_variance
+        lower = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True)
+        left = np.column_stack([anchors - shared.T @ self._half, _scaled(self.scale, scores) - anchors @ self._mean])
+        solved = scipy.linalg.solve_triangular(lower, left, lower=True, overwrite_b=True)
+        half, residual = solved[:, :-1], solved[:, -1]
+        self._mean += self.prior_variance * half.T @ residual
+        self._half = np.concatenate([self._half, half])
 
-        Raises:
-            InputError: see `_read_anchors`.
-        """
-        anchors, targets = _read_anchors(self.item_embeddings, self.scale, anchor_items, scores)
-        u_param = self.u_param.astype(np.float64)
-        correction = least_squares(anchors, targets - anchors @ u_param, self.noise_variance / self.prior_variance)
-        return self.item_embeddings @ (u_param + correction).astype(np.float32)
+    @property
+    def query_embedding(self) -> FloatArray:
+        """See `Estimator`: the posterior mean."""
+        return self._mean.astype(np.float32)
+
+    def variance(self, items: Int32Array) -> Float64Array:
+        """Posterior variance of the scaled scores, without noise, of these items: (n,) -> (n,)."""
+        embeddings = self.item_embeddings[items].astype(np.float64)
+        explained = np.square(self._half @ embeddings.T).sum(axis=0)
+        prior = np.square(embeddings).sum(axis=1)
+        return np.maximum(self.prior_variance * (prior - self.prior_variance * explained), 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Tour:
-    """TouR with soft labels (Sung et al., Findings of ACL 2023): gradient steps on the query embedding, one a round.
+    """TouR with soft labels (Sung et al., Findings of ACL 2023): a gradient step on the query embedding after each round.
 
     `u <- u - learning_rate * grad L(u)`, from `u_param` (dim,), where
-    `L(u) = cross_entropy(softmax(a / temperature), softmax(V_A u))` over all anchors A scored by the end of that round.
-    `shares` are the numbers of anchors of the rounds in their order: each call takes the steps from the first on anew.
+    `L(u) = cross_entropy(softmax(a / temperature), softmax(V_A u))` over all anchors A observed by then.
 
     Raises:
-        InputError: a wrong shape, no shares, or a learning rate or temperature that is not positive.
+        InputError: a wrong shape, or a learning rate or temperature that is not positive.
     """
 
     item_embeddings: FloatArray
     u_param: FloatArray
-    shares: Sequence[int]
     learning_rate: float
     temperature: float
 
@@ -133,21 +163,20 @@ class Tour:
         if not (self.learning_rate > 0.0 and self.temperature > 0.0):
             both = f"learning_rate={self.learning_rate}, temperature={self.temperature}"
             raise InputError(f"{both} must both be positive; raise the lower one")
-        if not len(self.shares):
-            raise InputError("TouR takes a step for each round; give the rounds' shares of the budget")
+        self._u = self.u_param.astype(np.float64)
+        self._anchors, self._scores = _no_anchors(self.item_embeddings)
 
-    def approx_scores(self, anchor_items: Int32Array, scores: FloatArray) -> FloatArray:
-        """See `Estimator`.
+    def observe(self, items: Int32Array, scores: FloatArray) -> None:
+        """See `Estimator`."""
+        anchors = _read_anchors(self.item_embeddings, items, scores)
+        self._anchors, self._scores = np.concatenate([self._anchors, anchors]), np.concatenate([self._scores, scores])
+        gradient = tour_gradient(self._u, self._anchors, self._scores.astype(np.float64), self.temperature)
+        self._u -= self.learning_rate * gradient
 
-        Raises:
-            InputError: see `_read_anchors`.
-        """
-        anchors, targets = _read_anchors(self.item_embeddings, ScoreScale(), anchor_items, scores)
-        u = self.u_param.astype(np.float64)
-        for end in np.cumsum(self.shares):
-            if end <= len(anchors):
-                u -= self.learning_rate * tour_gradient(u, anchors[:end], targets[:end], self.temperature)
-        return self.item_embeddings @ u.astype(np.float32)
+    @property
+    def query_embedding(self) -> FloatArray:
+        """See `Estimator`."""
+        return self._u.astype(np.float32)
 
 
 def tour_gradient(u: Float64Array, anchors: Float64Array, scores: Float64Array, temperature: float) -> Float64Array:
@@ -185,23 +214,28 @@ def _least_squares_by_svd(anchors: Float64Array, targets: Float64Array, penalty:
     return scipy.linalg.lstsq(anchors, targets, cond=RESOLUTION * max(anchors.shape), lapack_driver="gelsd")[0]
 
 
-def _read_anchors(
-    item_embeddings: FloatArray, scale: ScoreScale, anchor_items: Int32Array, scores: FloatArray
-) -> tuple[Float64Array, Float64Array]:
-    """Embeddings (m, dim) and scaled scores (m,) of the anchors, in float64.
+def _no_anchors(item_embeddings: FloatArray) -> tuple[Float64Array, FloatArray]:
+    """Room for embeddings (0, dim) and raw scores (0,)."""
+    return np.empty((0, item_embeddings.shape[1])), np.empty(0, dtype=np.float32)
+
+
+def _read_anchors(item_embeddings: FloatArray, items: Int32Array, scores: FloatArray) -> Float64Array:
+    """Embeddings (n, dim) of newly scored items, in float64.
 
     Raises:
-        InputError: no anchors, lengths that differ, or a NaN or infinite value among them.
+        InputError: see `Estimator.observe`.
     """
-    if not len(anchor_items) == len(scores) or not len(scores):
-        raise InputError(f"{len(anchor_items)} anchor items with {len(scores)} scores; give one score per item, at least one")
-    anchors = item_embeddings[anchor_items].astype(np.float64)
-    targets = scale.scale(scores).astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(anchors).all(axis=1) | ~np.isfinite(targets))
+    if not len(items) == len(scores) or not len(scores):
+        raise InputError(f"{len(items)} anchor items with {len(scores)} scores; give one score per item, at least one")
+    anchors = item_embeddings[items].astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(anchors).all(axis=1) | ~np.isfinite(scores))
     if len(bad):
-        item = anchor_items[bad[0]]
-        raise InputError(f"item {item} has a score or an embedding that is NaN or infinite; score or embed it again")
-    return anchors, targets
+        raise InputError(f"item {items[bad[0]]} has a score or an embedding that is NaN or infinite; score or embed it again")
+    return anchors
+
+
+def _scaled(scale: ScoreScale, scores: FloatArray) -> Float64Array:
+    return scale.scale(scores).astype(np.float64)
 
 
 def _check_query_embedding(item_embeddings: FloatArray, u_param: FloatArray) -> None:

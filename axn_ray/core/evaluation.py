@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from axn_ray.core.adaptive import SearchResult, run_search
 from axn_ray.core.corpus import Items, Queries
+from axn_ray.core.index import Retrieve, Retrieved
 from axn_ray.core.methods import Method, SearchSpace, start_search
 from axn_ray.core.metrics import exact_top_k, label_metrics, recall_at_k
 from axn_ray.core.score_matrix import FloatArray
@@ -182,4 +183,7 @@ def _search(space: SearchSpace, method: Method, query: int, budget: int, exact_s
         asked.append(len(chosen))
         return exact_scores[chosen]
 
-    return run_search(start_search(method, space, query, budget), look_up), sum(asked)
+    def retrieve(request: Retrieve) -> Retrieved:
+        return space.index_of(method).retrieve([request])[0]
+
+    return run_search(start_search(method, space, query, budget), look_up, retrieve), sum(asked)

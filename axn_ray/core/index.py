@@ -1,19 +1,118 @@
-"""The shelf: which items have the largest inner product with a query embedding. Knows no scores and no search.
+"""The shelf: which items have the largest inner product with a query embedding. Knows no CE scores and no search.
 
-`nearest_items` goes through FAISS where it is installed; `top_k` is its exact twin without it.
+`ItemIndex` is exact and answers the requests of many searches by one product; `nearest_items` goes through FAISS where it
+is installed.
 """
 
 import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from axn_ray.core.ranking import top_items
+from axn_ray.core.ranking import order_by_score
 from axn_ray.core.tokens import Int32Array
-from axn_ray.errors import InputError
+from axn_ray.errors import InputError, ModelError
 
 FloatArray = npt.NDArray[np.float32]
-BLOCK_SCORES = 1 << 26  # 256 MB of float32
+BLOCK_SCORES = 1 << 24  # 64 MB of float32
+BLOCK_QUERIES = 64
+CHUNK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieve:
+    """A request: the `n` items of highest inner product with `query_embedding` float32 (dim,), without `excluded` int32 (m,).
+
+    Raises:
+        ModelError: the query embedding is NaN or infinite.
+    """
+
+    query_embedding: FloatArray
+    n: int
+    excluded: Int32Array
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.query_embedding).all():
+            raise ModelError("a query embedding is NaN or infinite; check the dual-encoder and the factorization")
+
+
+class Retrieved(NamedTuple):
+    """The reply: `item_index` int32 (n,) and `approx_score` float32 (n,), best first, ties by item index."""
+
+    item_index: Int32Array
+    approx_score: FloatArray
+
+
+class ItemIndex:
+    """Exact search over item embeddings (n_items, dim), float32 or float16, which may be memory-mapped.
+
+    Raises:
+        InputError: embeddings that are not a matrix.
+    """
+
+    def __init__(self, item_embeddings: npt.NDArray[np.floating]) -> None:
+        if item_embeddings.ndim != 2:
+            raise InputError(f"item embeddings of shape {item_embeddings.shape}; give (n_items, dim)")
+        self._items = item_embeddings
+
+    def retrieve(self, requests: Sequence[Retrieve]) -> list[Retrieved]:
+        """Answer many requests by one product over the items. Memory: `BLOCK_SCORES` scores and one block of items.
+
+        Raises:
+            InputError: a query embedding of another dim, or n outside 1..the items that are not excluded.
+            ModelError: an inner product is NaN.
+        """
+        for request in requests:
+            self._check(request)
+        queries = np.stack([request.query_embedding for request in requests])
+        size = max(1, BLOCK_SCORES // max(len(requests), self._items.shape[1]))
+        parts: list[list[Retrieved]] = [[] for _ in requests]
+        for start in range(0, len(self._items), size):
+            block = self._items[start : start + size].astype(np.float32, copy=False)
+            with np.errstate(invalid="ignore"):  # NaN is looked for below
+                products = queries @ block.T  # (b, size)
+            for request, scores, part in zip(requests, products, parts, strict=True):
+                inside = (request.excluded >= start) & (request.excluded < start + size)
+                scores[request.excluded[inside] - start] = -np.inf
+                best = _highest(scores, request.n)
+                part.append(Retrieved((best + start).astype(np.int32), scores[best]))
+        return [_merge(part, request.n) for part, request in zip(parts, requests, strict=True)]
+
+    def _check(self, request: Retrieve) -> None:
+        if request.query_embedding.shape != self._items.shape[1:]:
+            shapes = f"items {self._items.shape} and query {request.query_embedding.shape}"
+            raise InputError(f"{shapes} must be (n, dim) and (dim,), same dim; embed both with one model")
+        n_left = len(self._items) - len(request.excluded)
+        if not 1 <= request.n <= n_left:
+            raise InputError(f"n={request.n} must lie in 1..{n_left}, the items to choose from; lower n or add items")
+
+
+def _highest(scores: FloatArray, n: int) -> npt.NDArray[np.int64]:
+    """Positions of the n highest scores and of all that tie with the last; in no order, fewer only where there are fewer.
+
+    The n-th highest of the chunks' maxima bounds the n-th highest score from below, and one pass finds the maxima.
+    """
+    whole = len(scores) - len(scores) % CHUNK
+    maxima = scores[:whole].reshape(-1, CHUNK).max(axis=1)
+    if np.isnan(maxima).any() or np.isnan(scores[whole:]).any():
+        raise ModelError("an inner product is NaN; check the item embeddings for infinite values")
+    if n >= len(maxima):
+        bound = np.partition(scores, len(scores) - n)[len(scores) - n] if n < len(scores) else -np.inf
+        return np.flatnonzero(scores >= bound)
+    bound = np.partition(maxima, len(maxima) - n)[len(maxima) - n]
+    chunks = np.flatnonzero(maxima >= bound)
+    candidates = np.concatenate([(chunks[:, None] * CHUNK + np.arange(CHUNK)).ravel(), np.arange(whole, len(scores))])
+    return candidates[scores[candidates] >= bound]
+
+
+def _merge(parts: list[Retrieved], n: int) -> Retrieved:
+    items = np.concatenate([part.item_index for part in parts])
+    scores = np.concatenate([part.approx_score for part in parts])
+    best = order_by_score(items, scores)[:n]
+    return Retrieved(items[best], scores[best])
 
 
 def nearest_items(item_embeddings: FloatArray, query_embeddings: FloatArray, k: int) -> tuple[Int32Array, FloatArray]:
@@ -40,7 +139,7 @@ def nearest_items(item_embeddings: FloatArray, query_embeddings: FloatArray, k: 
 def top_k(item_embeddings: FloatArray, query_embeddings: FloatArray, k: int) -> tuple[Int32Array, FloatArray]:
     """Exact top-k by inner product: items (m, dim), queries (n, dim) -> indices (n, k), scores (n, k), best first.
 
-    Ties go to the smaller index. Memory beyond the result: `BLOCK_SCORES` scores, or one query's row if that is more.
+    Ties go to the smaller index. Memory beyond the result: see `ItemIndex.retrieve`.
 
     Raises:
         InputError: shapes that do not fit, or k outside 1..m.
@@ -48,12 +147,11 @@ def top_k(item_embeddings: FloatArray, query_embeddings: FloatArray, k: int) -> 
     _check_shapes(item_embeddings, query_embeddings, k)
     index = np.empty((len(query_embeddings), k), dtype=np.int32)
     best = np.empty((len(query_embeddings), k), dtype=np.float32)
-    block = max(1, BLOCK_SCORES // len(item_embeddings))
-    for start in range(0, len(query_embeddings), block):
-        scores = query_embeddings[start : start + block] @ item_embeddings.T
-        for row, row_scores in enumerate(scores, start):
-            index[row] = top_items(row_scores, k)
-            best[row] = row_scores[index[row]]
+    items, nothing = ItemIndex(item_embeddings), np.empty(0, dtype=np.int32)
+    for start in range(0, len(query_embeddings), BLOCK_QUERIES):
+        requests = [Retrieve(query, k, nothing) for query in query_embeddings[start : start + BLOCK_QUERIES]]
+        for row, found in enumerate(items.retrieve(requests), start):
+            index[row], best[row] = found
     return index, best
 
 

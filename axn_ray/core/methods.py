@@ -13,6 +13,7 @@ from axn_ray.core.adaptive import Search, search, split_budget
 from axn_ray.core.estimators import Estimator, Pinv, Ridge, Tour
 from axn_ray.core.first_round import Bm25Index, dense_first_round, random_first_round
 from axn_ray.core.graph_search import gar, ladr
+from axn_ray.core.index import ItemIndex
 from axn_ray.core.score_matrix import FloatArray, ScoreScale
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
@@ -183,6 +184,10 @@ class SearchSpace:
             if len(graph) != self.n_items:
                 raise InputError(f"graph {name!r} holds {len(graph)} items, the embeddings {self.n_items}; build it anew")
 
+    def index_of(self, method: Method) -> ItemIndex:
+        """The index that answers what the method's searches retrieve."""
+        return ItemIndex(self.embeddings[method.embeddings or method.first_round].items)
+
     @property
     def n_items(self) -> int:
         """Items to search among."""
@@ -221,12 +226,10 @@ def build_estimator(
     scale: ScoreScale | None,
     query_embedding: FloatArray | None,
     noise_variance: float | None = None,
-    shares: Sequence[int] = (),
 ) -> Estimator | None:
     """The method's estimator for one query (None for RnR): items (n_items, dim), query (dim,).
 
-    A `noise_variance` that was fitted with the embeddings takes the place of the method's. `tour` needs to know how its
-    rounds share the budget.
+    A `noise_variance` that was fitted with the embeddings takes the place of the method's.
 
     Raises:
         InputError: an estimator that needs a query embedding or a fitted scale and has none.
@@ -238,7 +241,7 @@ def build_estimator(
     if query_embedding is None:
         raise InputError(f"method {method.name!r} needs a query embedding; choose embeddings that have them")
     if method.estimator == "tour":
-        return Tour(item_embeddings, query_embedding, shares, method.learning_rate, method.temperature)
+        return Tour(item_embeddings, query_embedding, method.learning_rate, method.temperature)
     if scale is None:
         raise InputError(f"method {method.name!r} needs a fitted scale; factorize first")
     noise_variance = method.noise_variance if noise_variance is None else noise_variance
@@ -248,22 +251,26 @@ def build_estimator(
 def start_search(method: Method, space: SearchSpace, query: int, budget: int) -> Search:
     """Start the method's search for one query of the space under a budget of CE calls.
 
+    What it retrieves, it retrieves among `space.embeddings[method.embeddings].items`.
+
     Raises:
         InputError: see `SearchSpace.check_methods`, `search`, `gar`, `ladr` and `build_estimator`.
     """
     space.check_methods([method])
-    shares = split_budget(budget, method.rounds)
-    ranking = _rank_first(method, space, query, budget if method.graph else shares[0])
+    n_first = budget if method.graph else split_budget(budget, method.rounds)[0]
+    # Where the search opens in its estimator's own embeddings, the driver's index finds the first round, too.
+    opens_itself = method.estimator is not None and method.first_round == method.embeddings
+    ranking = None if opens_itself else _rank_first(method, space, query, n_first)
     if method.embeddings is None:
         return search(None, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds)
-    if method.graph:
+    if method.graph and ranking is not None:
         graph = space.graphs[method.embeddings][:, : method.n_neighbours]
         if method.graph == "gar":
             return gar(ranking, graph, budget=budget, rounds=method.rounds)
         return ladr(ranking, graph, budget=budget, rounds=method.rounds, depth=method.depth)
     part = space.embeddings[method.embeddings]
     query_embedding = None if part.queries is None else part.queries[query]
-    estimator = build_estimator(method, part.items, part.scale, query_embedding, part.noise_variance, shares)
+    estimator = build_estimator(method, part.items, part.scale, query_embedding, part.noise_variance)
     return search(estimator, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds)
 
 

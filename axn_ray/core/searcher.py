@@ -11,13 +11,13 @@ from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
-from axn_ray.core.adaptive import SearchResult, run_search, search, split_budget
+from axn_ray.core.adaptive import SearchResult, run_search, search
 from axn_ray.core.artifact import check_same_inputs, hash_json, locate_folder, read_manifest
 from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.factorization import load_factorization
-from axn_ray.core.first_round import dense_first_round
+from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
 from axn_ray.core.known_scores import KnownFirst, KnownScores
 from axn_ray.core.methods import METHODS, build_estimator
 from axn_ray.core.open_cross_encoder import open_cross_encoder
@@ -60,6 +60,7 @@ class Searcher:
         check_same_inputs(factorization, manifest, {"items": corpus.items.fingerprint})
         self._corpus, self._config = corpus, config
         self._factorization = load_factorization(factorization)
+        self._index = ItemIndex(self._factorization.item_embeddings)
         self._cross_encoder = open_cross_encoder(config)
         self._dual_encoder = DualEncoder(corpus.dual_encoder)
         self._item_tokens = self._cross_encoder.tokenize(corpus.items.full_texts)
@@ -82,14 +83,16 @@ class Searcher:
         embedding = fitted.embed_queries(self._dual_encoder.embed_queries([query]))[0]
         method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
         estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
-        first_round = dense_first_round(fitted.item_embeddings, embedding, split_budget(budget, rounds)[0])
         tokens = self._cross_encoder.tokenize_queries([query])
         scorer = KnownFirst(self._cross_encoder, self._known.of_query(query))
 
         def score(chosen: Int32Array) -> FloatArray:
             return scorer.score(tokens, self._item_tokens, np.zeros_like(chosen), chosen)
 
-        result = run_search(search(estimator, first_round, n_items=n_items, budget=budget, rounds=rounds), score)
+        def retrieve(request: Retrieve) -> Retrieved:
+            return self._index.retrieve([request])[0]
+
+        result = run_search(search(estimator, None, n_items=n_items, budget=budget, rounds=rounds), score, retrieve)
         return replace(result, n_known=scorer.n_known)
 
     def hits(self, result: SearchResult) -> list[Hit]:

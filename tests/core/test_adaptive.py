@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axn_ray.core.adaptive import run_search, search, split_budget
+from axn_ray.core.adaptive import Score, run_search, search, split_budget
 from axn_ray.core.estimators import Pinv, Ridge
 from axn_ray.core.first_round import dense_first_round, random_first_round
+from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
 from axn_ray.core.metrics import exact_top_k
 from axn_ray.core.score_matrix import ScoreScale
 from axn_ray.errors import InputError, ModelError
@@ -30,7 +31,11 @@ class World:
 
     def search(self, budget, rounds, estimator=None):
         estimator = estimator or Pinv(self.items, ScoreScale())
-        return run_search(search(estimator, self.first_round, n_items=self.n_items, budget=budget, rounds=rounds), self.score)
+        running = search(estimator, self.first_round, n_items=self.n_items, budget=budget, rounds=rounds)
+        return run_search(running, self.score, self.retrieve)
+
+    def retrieve(self, request):
+        return ItemIndex(self.items).retrieve([request])[0]
 
 
 @st.composite
@@ -99,19 +104,67 @@ def test_the_same_input_gives_the_same_result(case, ridge):
         np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
 
 
-def test_later_rounds_follow_the_estimator_and_ties_go_to_the_smaller_index():
-    class Flat:
-        seen = None
+class Observed:
+    """An estimator whose embedding is fixed, and which remembers what it was shown."""
 
-        def approx_scores(self, anchor_items, scores):
-            self.seen = anchor_items.copy(), scores.copy()
-            return np.where(np.arange(10) == 8, 1, 0).astype(np.float32)
+    def __init__(self, embedding):
+        self.query_embedding = embedding
+        self.seen = []
 
-    estimator = Flat()
-    running = search(estimator, np.array([5, 0, 9], np.int32), n_items=10, budget=5, rounds=2)
-    assert next(running).tolist() == [5, 0, 9]
-    assert running.send(np.array([1, 2, 3], np.float32)).tolist() == [8, 1]
-    assert [part.tolist() for part in estimator.seen] == [[5, 0, 9], [1, 2, 3]]
+    def observe(self, items, scores):
+        self.seen.append((items.tolist(), scores.tolist()))
+
+
+def test_later_rounds_retrieve_near_the_estimators_embedding():
+    estimator = Observed(np.array([0, 1], np.float32))
+    running = search(estimator, np.array([5, 0, 9], np.int32), n_items=10, budget=6, rounds=3)
+    assert next(running).item_index.tolist() == [5, 0]
+    request = running.send(np.array([1, 2], np.float32))
+    assert isinstance(request, Retrieve) and request.n == 2
+    assert request.query_embedding is estimator.query_embedding and request.excluded.tolist() == [5, 0]
+    assert running.send(Retrieved(np.array([8, 1], np.int32), np.zeros(2, np.float32))).item_index.tolist() == [8, 1]
+    assert running.send(np.array([3, 4], np.float32)).excluded.tolist() == [5, 0, 8, 1]
+    assert estimator.seen == [([5, 0], [1, 2]), ([8, 1], [3, 4])]
+
+
+def test_without_a_first_round_the_search_opens_with_the_estimators_own_embedding():
+    world = World(40, 0)
+    ranking = dense_first_round(world.items, world.query, 40)
+    results = []
+    for first_round in (None, ranking):
+        estimator = Ridge(world.items, ScoreScale(), world.query, 0.5)
+        running = search(estimator, first_round, n_items=40, budget=20, rounds=4)
+        assert isinstance(next(running), Score if first_round is not None else Retrieve)
+        running.close()
+        running = search(estimator, first_round, n_items=40, budget=20, rounds=4)
+        results.append(run_search(running, world.score, world.retrieve))
+    np.testing.assert_array_equal(results[0].item_index, results[1].item_index)
+    np.testing.assert_array_equal(results[0].round, results[1].round)
+    with pytest.raises(InputError, match="nothing to start the search from"):
+        search(Pinv(world.items, ScoreScale()), None, n_items=40, budget=20, rounds=4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.zeros(2, np.float32), "asked for 2 items and got array"),
+        (Retrieved(np.array([8], np.int32), np.zeros(1, np.float32)), "asked for 2 items and got Retrieved"),
+        (Retrieved(np.array([8, 8], np.int32), np.zeros(2, np.float32)), "scored before or come twice"),
+        (Retrieved(np.array([8, 5], np.int32), np.zeros(2, np.float32)), "scored before or come twice"),
+    ],
+)
+def test_a_wrong_answer_to_retrieve_is_refused(answer, message):
+    running = search(Observed(np.ones(2, np.float32)), np.array([5, 0], np.int32), n_items=10, budget=4, rounds=2)
+    next(running)
+    running.send(np.zeros(2, np.float32))
+    with pytest.raises(InputError, match=message):
+        running.send(answer)
+
+
+def test_a_search_that_retrieves_needs_an_index():
+    running = search(Observed(np.ones(2, np.float32)), None, n_items=10, budget=4, rounds=2)
+    with pytest.raises(InputError, match="wants items from an index"):
+        run_search(running, lambda chosen: np.zeros(len(chosen), np.float32))
 
 
 def test_search_finds_more_than_retrieve_and_rerank():
@@ -125,7 +178,8 @@ def test_search_finds_more_than_retrieve_and_rerank():
     for rounds in (1, 10):
         first_round = dense_first_round(items, seen, 200)
         running = search(Pinv(items, ScoreScale()), first_round, n_items=3000, budget=200, rounds=rounds)
-        found[rounds] = len(best & set(run_search(running, lambda chosen: exact[chosen]).item_index))
+        result = run_search(running, lambda chosen: exact[chosen], lambda request: ItemIndex(items).retrieve([request])[0])
+        found[rounds] = len(best & set(result.item_index))
     assert found[10] > 1.3 * found[1]
 
 
@@ -172,7 +226,7 @@ def test_a_score_that_is_no_number_names_the_item(bad):
         running.send(np.array([0.0, bad], np.float32))
 
 
-@pytest.mark.parametrize("received", [np.zeros(3, np.float32), np.zeros((2, 1), np.float32), None])
+@pytest.mark.parametrize("received", [np.zeros(3, np.float32), np.zeros((2, 1), np.float32), None, Retrieved(None, None)])
 def test_a_wrong_number_of_scores_is_refused(received):
     running = search(None, np.array([7, 3], np.int32), n_items=9, budget=2, rounds=1)
     next(running)
@@ -181,13 +235,9 @@ def test_a_wrong_number_of_scores_is_refused(received):
 
 
 def test_an_estimator_that_gives_nan_is_refused():
-    class Broken:
-        def approx_scores(self, anchor_items, scores):
-            return np.full(9, np.nan, np.float32)
-
-    running = search(Broken(), np.arange(9, dtype=np.int32), n_items=9, budget=4, rounds=2)
+    running = search(Observed(np.array([1, np.nan], np.float32)), np.arange(9, dtype=np.int32), n_items=9, budget=4, rounds=2)
     next(running)
-    with pytest.raises(ModelError, match="score of item 2 is NaN"):
+    with pytest.raises(ModelError, match="a query embedding is NaN"):
         running.send(np.zeros(2, np.float32))
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,14 @@ def random_items(n=200, dim=DIM, seed=0):
     rng = np.random.default_rng(seed)
     items = rng.standard_normal((n, dim)).astype(np.float32)
     return items / np.linalg.norm(items, axis=1, keepdims=True)
+
+
+def approx_scores(estimator, items, anchor_items, scores):
+    """The scores of all items, given those of some."""
+    estimator.observe(anchor_items, scores)
+    embedding = estimator.query_embedding
+    assert embedding.dtype == np.float32 and embedding.shape == items.shape[1:]
+    return items @ embedding
 
 
 def reference(anchors, targets):
@@ -73,26 +83,25 @@ def test_pinv_reproduces_the_anchors_scores_while_they_are_fewer_than_dim():
     items, scores = random_items(), np.random.default_rng(2).standard_normal(20).astype(np.float32)
     scale = ScoreScale(alpha=-3.0, beta=0.25)
     anchor_items = np.arange(50, 70, dtype=np.int32)
-    approx = Pinv(items, scale).approx_scores(anchor_items, scores)
-    assert approx.dtype == np.float32 and approx.shape == (200,)
+    approx = approx_scores(Pinv(items, scale), items, anchor_items, scores)
     np.testing.assert_allclose(approx[anchor_items], scale.scale(scores), atol=1e-5)
 
 
 def test_pinv_gives_duplicated_anchors_their_mean():
     items = random_items()
     items[1] = items[0]
-    approx = Pinv(items, RAW).approx_scores(np.array([0, 1, 2], np.int32), np.array([1, 3, 5], np.float32))
+    approx = approx_scores(Pinv(items, RAW), items, np.array([0, 1, 2], np.int32), np.array([1, 3, 5], np.float32))
     np.testing.assert_allclose(approx[:3], [2, 2, 5], atol=1e-5)
 
 
 def test_blend_mixes_in_the_query_embedding():
     items, u_param = random_items(), random_items(1, seed=3)[0]
     anchor_items, scores = np.arange(40, dtype=np.int32), np.random.default_rng(2).standard_normal(40).astype(np.float32)
-    plain = Pinv(items, RAW).approx_scores(anchor_items, scores)
-    np.testing.assert_array_equal(Pinv(items, RAW, 0.0, u_param).approx_scores(anchor_items, scores), plain)
-    blended = Pinv(items, RAW, 0.3, u_param).approx_scores(anchor_items, scores)
+    plain = approx_scores(Pinv(items, RAW), items, anchor_items, scores)
+    np.testing.assert_array_equal(approx_scores(Pinv(items, RAW, 0.0, u_param), items, anchor_items, scores), plain)
+    blended = approx_scores(Pinv(items, RAW, 0.3, u_param), items, anchor_items, scores)
     np.testing.assert_allclose(blended, 0.7 * plain + 0.3 * items @ u_param, atol=1e-5)
-    only_prior = Pinv(items, RAW, 1.0, u_param).approx_scores(anchor_items, scores)
+    only_prior = approx_scores(Pinv(items, RAW, 1.0, u_param), items, anchor_items, scores)
     np.testing.assert_allclose(only_prior, items @ u_param, atol=1e-6)
 
 
@@ -104,8 +113,40 @@ def test_ridge_is_the_posterior_mean(m):
     a, v = scale.scale(scores).astype(np.float64), items[:m].astype(np.float64)
     k = prior * v @ v.T + noise * np.eye(m)
     u = u_param + prior * v.T @ np.linalg.solve(k, a - v @ u_param)
-    got = Ridge(items, scale, u_param.astype(np.float32), noise, prior).approx_scores(anchor_items, scores)
+    got = approx_scores(Ridge(items, scale, u_param.astype(np.float32), noise, prior), items, anchor_items, scores)
     np.testing.assert_allclose(got, items @ u, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(
+    shares=st.lists(st.integers(1, 40), min_size=1, max_size=6), prior=st.sampled_from([0.3, 1.0, 2.0]), seed=st.integers(0, 99)
+)
+def test_ridge_round_by_round_is_the_dense_posterior(shares, prior, seed):
+    """Mean and variance from the full covariance matrix of u, by an explicit inverse, whatever the rounds."""
+    rng, noise, scale = np.random.default_rng(seed), 0.4, ScoreScale(alpha=1.0, beta=0.5)
+    items, u_param = random_items(300), random_items(1, seed=3)[0]
+    items[5] = items[7]
+    anchor_items, scores = rng.permutation(300)[: sum(shares)].astype(np.int32), rng.normal(-8, 3, sum(shares)).astype(np.float32)
+    ridge = Ridge(items, scale, u_param, noise, prior)
+    for start, end in itertools.pairwise([0, *np.cumsum(shares)]):
+        ridge.observe(anchor_items[start:end], scores[start:end])
+    anchors = items[anchor_items].astype(np.float64)
+    covariance = np.linalg.inv(anchors.T @ anchors / noise + np.eye(DIM) / prior)
+    mean = covariance @ (anchors.T @ scale.scale(scores) / noise + u_param / prior)
+    np.testing.assert_allclose(ridge.query_embedding, mean, atol=1e-4)
+    asked = np.arange(0, 300, 7, dtype=np.int32)
+    np.testing.assert_allclose(
+        ridge.variance(asked), np.einsum("id,de,ie->i", *[items[asked], covariance, items[asked]]), atol=1e-6
+    )
+
+
+def test_before_any_score_the_posterior_is_the_prior():
+    items, u_param = random_items(), random_items(1, seed=3)[0]
+    ridge = Ridge(items, RAW, u_param, 0.4, 2.0)
+    np.testing.assert_array_equal(ridge.query_embedding, u_param)
+    np.testing.assert_allclose(ridge.variance(np.arange(9, dtype=np.int32)), np.full(9, 2.0), rtol=1e-5)
+    np.testing.assert_array_equal(Pinv(items, RAW, 0.3, u_param).query_embedding, u_param)
+    assert Pinv(items, RAW).query_embedding is None
 
 
 @pytest.mark.parametrize("m", [1, 20, DIM, 100])
@@ -113,13 +154,15 @@ def test_ridge_without_noise_around_zero_is_pinv(m):
     items = random_items()
     items[3] = items[0]
     anchor_items, scores = np.arange(m, dtype=np.int32), np.random.default_rng(2).standard_normal(m).astype(np.float32)
-    ridge = Ridge(items, RAW, np.zeros(DIM, np.float32), noise_variance=1e-9).approx_scores(anchor_items, scores)
-    np.testing.assert_allclose(ridge, Pinv(items, RAW).approx_scores(anchor_items, scores), atol=1e-3)
+    ridge = approx_scores(Ridge(items, RAW, np.zeros(DIM, np.float32), noise_variance=1e-9), items, anchor_items, scores)
+    np.testing.assert_allclose(ridge, approx_scores(Pinv(items, RAW), items, anchor_items, scores), atol=1e-3)
 
 
 def test_ridge_with_all_noise_is_the_query_embedding_alone():
     items, u_param = random_items(), random_items(1, seed=3)[0]
-    got = Ridge(items, RAW, u_param, noise_variance=1e9).approx_scores(np.arange(9, dtype=np.int32), np.ones(9, np.float32))
+    got = approx_scores(
+        Ridge(items, RAW, u_param, noise_variance=1e9), items, np.arange(9, dtype=np.int32), np.ones(9, np.float32)
+    )
     np.testing.assert_allclose(got, items @ u_param, atol=1e-5)
 
 
@@ -132,10 +175,9 @@ def test_ridge_with_all_noise_is_the_query_embedding_alone():
         (lambda v, u: Ridge(v, RAW, u, 0.0), "noise_variance=0.0, prior_variance=1.0 must both be positive"),
         (lambda v, u: Ridge(v, RAW, u, 1.0, float("nan")), "must both be positive"),
         (lambda v, u: Ridge(v, RAW, u * np.nan, 1.0), "u_param is NaN"),
-        (lambda v, u: Tour(v, u, [5], 0.0, 1.0), "learning_rate=0.0, temperature=1.0 must both be positive"),
-        (lambda v, u: Tour(v, u, [5], 1.0, -1.0), "must both be positive"),
-        (lambda v, u: Tour(v, u, [], 1.0, 1.0), "give the rounds' shares"),
-        (lambda v, u: Tour(v, u[:3], [5], 1.0, 1.0), r"u_param \(3,\)"),
+        (lambda v, u: Tour(v, u, 0.0, 1.0), "learning_rate=0.0, temperature=1.0 must both be positive"),
+        (lambda v, u: Tour(v, u, 1.0, -1.0), "must both be positive"),
+        (lambda v, u: Tour(v, u[:3], 1.0, 1.0), r"u_param \(3,\)"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -146,7 +188,7 @@ def test_bad_settings_are_refused(make, message):
 ESTIMATORS = [
     Pinv(random_items(), RAW),
     Ridge(random_items(), RAW, random_items(1)[0], 0.5),
-    Tour(random_items(), random_items(1)[0], [2], 1.0, 1.0),
+    Tour(random_items(), random_items(1)[0], 1.0, 1.0),
 ]
 
 
@@ -161,14 +203,14 @@ ESTIMATORS = [
 )
 def test_bad_anchors_are_refused(estimator, items, scores, message):
     with pytest.raises(InputError, match=message):
-        estimator.approx_scores(np.array(items, np.int32), np.array(scores, np.float32))
+        estimator.observe(np.array(items, np.int32), np.array(scores, np.float32))
 
 
 def test_a_broken_embedding_is_named():
     items = random_items()
     items[7, 3] = np.inf
     with pytest.raises(InputError, match="item 7 has a score or an embedding"):
-        Pinv(items, RAW).approx_scores(np.array([6, 7], np.int32), np.ones(2, np.float32))
+        approx_scores(Pinv(items, RAW), items, np.array([6, 7], np.int32), np.ones(2, np.float32))
 
 
 def test_without_a_scale_pinv_fits_one_to_its_anchors():
@@ -176,8 +218,8 @@ def test_without_a_scale_pinv_fits_one_to_its_anchors():
     items, u_param = rng.normal(size=(40, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)
     anchors, scores = np.arange(12, dtype=np.int32), rng.normal(-8, 3, 12).astype(np.float32)
     fitted = ScoreScale.fit(scores, items[anchors] @ u_param)
-    expected = Pinv(items, fitted).approx_scores(anchors, scores)
-    np.testing.assert_allclose(Pinv(items, None, 0.0, u_param).approx_scores(anchors, scores), expected, rtol=1e-5)
+    expected = approx_scores(Pinv(items, fitted), items, anchors, scores)
+    np.testing.assert_allclose(approx_scores(Pinv(items, None, 0.0, u_param), items, anchors, scores), expected, rtol=1e-5)
     with pytest.raises(InputError, match="give u_param or a scale"):
         Pinv(items, None)
 
@@ -198,18 +240,17 @@ def test_tours_gradient_is_autograds(m, temperature):
 
 
 def test_tour_takes_a_step_a_round_over_all_that_was_scored_by_then():
-    items, u_param, shares = random_items(), random_items(1, seed=3)[0], [4, 3, 3]
+    items, u_param = random_items(), random_items(1, seed=3)[0]
     anchor_items = np.random.default_rng(1).permutation(200)[:10].astype(np.int32)
     scores = np.random.default_rng(2).normal(-8, 4, 10).astype(np.float32)
-    tour = Tour(items, u_param, shares, learning_rate=0.7, temperature=2.0)
+    tour = Tour(items, u_param, learning_rate=0.7, temperature=2.0)
     u = torch.tensor(u_param).double().requires_grad_()
     optimizer = torch.optim.SGD([u], lr=0.7)
-    for end in (4, 7, 10):
+    for start, end in ((0, 4), (4, 7), (7, 10)):
         optimizer.zero_grad()
         tour_loss(u, torch.tensor(items[anchor_items[:end]]).double(), torch.tensor(scores[:end]).double(), 2.0).backward()
         optimizer.step()
-        got = tour.approx_scores(anchor_items[:end], scores[:end])
-        assert got.dtype == np.float32
+        got = approx_scores(tour, items, anchor_items[start:end], scores[start:end])
         np.testing.assert_allclose(got, items @ u.detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(u_param, random_items(1, seed=3)[0])  # the prior is left as it was
 
@@ -217,6 +258,6 @@ def test_tour_takes_a_step_a_round_over_all_that_was_scored_by_then():
 def test_tour_does_not_care_where_the_ces_scores_begin():
     items, u_param = random_items(), random_items(1, seed=3)[0]
     anchor_items, scores = np.arange(20, dtype=np.int32), np.random.default_rng(2).standard_normal(20).astype(np.float32)
-    tour = Tour(items, u_param, [10, 10], learning_rate=2.0, temperature=1.0)
-    moved = tour.approx_scores(anchor_items, scores - 50.0)
-    np.testing.assert_allclose(moved, tour.approx_scores(anchor_items, scores), atol=1e-4)
+    two = [Tour(items, u_param, learning_rate=2.0, temperature=1.0) for _ in range(2)]
+    moved = approx_scores(two[0], items, anchor_items, scores - 50.0)
+    np.testing.assert_allclose(moved, approx_scores(two[1], items, anchor_items, scores), atol=1e-4)

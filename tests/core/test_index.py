@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from axn_ray.core import index
-from axn_ray.core.index import nearest_items, top_k
+from axn_ray.core.index import ItemIndex, Retrieve, nearest_items, top_k
 from axn_ray.core.ranking import order_by_score
-from axn_ray.errors import InputError
+from axn_ray.errors import InputError, ModelError
 
 
 @pytest.mark.parametrize("block", [70, 1 << 18])
@@ -51,3 +53,66 @@ def test_faiss_and_its_twin_find_the_same(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     np.testing.assert_array_equal(nearest_items(items, queries, 30)[0], exact[0])
     assert calls == [1]
+
+
+def slow_retrieve(items, request):
+    """Every inner product and a full sort."""
+    scores = items.astype(np.float32) @ request.query_embedding
+    left = [i for i in np.lexsort((np.arange(len(items)), -scores)) if i not in set(request.excluded.tolist())]
+    return left[: request.n], scores[left[: request.n]]
+
+
+@settings(deadline=None)
+@given(
+    n_items=st.integers(1, 400),
+    n_requests=st.integers(1, 4),
+    block=st.sampled_from([8, 100, 1000, 1 << 24]),
+    half=st.booleans(),
+    coarse=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_the_index_answers_many_requests_as_a_full_sort_does(n_items, n_requests, block, half, coarse, seed):
+    rng = np.random.default_rng(seed)
+    items, queries = rng.normal(size=(n_items, 5)), rng.normal(size=(n_requests, 5))
+    if coarse:  # whole numbers: exact products, and many ties
+        items, queries = np.round(items), np.round(queries)
+    items = items.astype(np.float16 if half else np.float32)
+    requests = []
+    for query in queries.astype(np.float32):
+        excluded = rng.permutation(n_items)[: rng.integers(0, n_items)].astype(np.int32)
+        requests.append(Retrieve(query, int(rng.integers(1, n_items - len(excluded) + 1)), excluded))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "BLOCK_SCORES", block)
+        found = ItemIndex(items).retrieve(requests)
+    for request, answer in zip(requests, found, strict=True):
+        expected, scores = slow_retrieve(items, request)
+        assert (answer.item_index.dtype, answer.approx_score.dtype) == (np.int32, np.float32)
+        if coarse:
+            assert answer.item_index.tolist() == expected
+        np.testing.assert_allclose(answer.approx_score, scores, rtol=1e-5, atol=1e-5)
+        assert not set(answer.item_index.tolist()) & set(request.excluded.tolist())
+
+
+def test_the_index_searches_a_file(tmp_path):
+    np.save(tmp_path / "items.npy", np.eye(5, dtype=np.float16))
+    items = ItemIndex(np.load(tmp_path / "items.npy", mmap_mode="r"))
+    found = items.retrieve([Retrieve(np.array([1, 3, 2, 5, 4], np.float32), 2, np.array([3], np.int32))])[0]
+    assert (found.item_index.tolist(), found.approx_score.tolist()) == ([4, 1], [4, 3])
+
+
+def test_requests_that_cannot_be_answered_are_refused():
+    items, query = ItemIndex(np.ones((4, 2), np.float32)), np.ones(2, np.float32)
+    nothing = np.empty(0, np.int32)
+    with pytest.raises(InputError, match=r"n=4 must lie in 1\.\.3, the items to choose from"):
+        items.retrieve([Retrieve(query, 4, np.array([0], np.int32))])
+    with pytest.raises(InputError, match=r"items \(4, 2\) and query \(3,\)"):
+        items.retrieve([Retrieve(query, 1, nothing), Retrieve(np.ones(3, np.float32), 1, nothing)])
+    with pytest.raises(InputError, match=r"embeddings of shape \(4,\)"):
+        ItemIndex(np.ones(4, np.float32))
+    with pytest.raises(ModelError, match="a query embedding is NaN"):
+        Retrieve(query * np.nan, 1, nothing)
+    for n_items in (3, 300):
+        broken = np.ones((n_items, 2), np.float32)
+        broken[1] = np.inf, -np.inf
+        with pytest.raises(ModelError, match="an inner product is NaN"):
+            ItemIndex(broken).retrieve([Retrieve(query, 1, nothing)])

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from axn_ray.core.adaptive import run_search, search, split_budget
+from axn_ray.core.adaptive import run_search, search
 from axn_ray.core.estimators import Pinv, Ridge, Tour
 from axn_ray.core.first_round import dense_first_round
 from axn_ray.core.graph_search import gar, ladr
+from axn_ray.core.index import ItemIndex
 from axn_ray.core.methods import (
     BM25,
     METHODS,
@@ -22,36 +23,41 @@ from axn_ray.errors import InputError
 from tests.examinations import make_world
 
 
-def found(running, exact):
-    """What a running search asks for, round by round, and its result."""
-    asked = []
-    result = run_search(running, lambda chosen: asked.append(chosen.tolist()) or exact[chosen])
+def found(running, exact, items=None):
+    """What a running search asks to score, round by round, and its result; it retrieves among these items (n_items, dim)."""
+    asked, retrieve = [], None if items is None else lambda request: ItemIndex(items).retrieve([request])[0]
+    result = run_search(running, lambda chosen: asked.append(chosen.tolist()) or exact[chosen], retrieve)
     return asked, result
+
+
+def search_with(method, space, query, budget, exact):
+    items = None if method.graph or method.embeddings is None else space.embeddings[method.embeddings].items
+    return found(start_search(method, space, query, budget), exact, items)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_each_method_of_the_table_spends_exactly_its_budget(method):
     space, exact = make_world()
     space.check_methods([method])
-    asked, result = found(start_search(method, space, 2, 40), exact.scores[2])
+    asked, result = search_with(method, space, 2, 40, exact.scores[2])
     assert result.n_ce_calls == 40 == len(set(result.item_index.tolist()))
     assert (len(asked) == 1) == (method.rounds == 1)
-    again = run_search(start_search(method, space, 2, 40), lambda chosen: exact.scores[2][chosen])
+    _, again = search_with(method, space, 2, 40, exact.scores[2])
     np.testing.assert_array_equal(again.item_index, result.item_index)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_with_the_whole_budget_each_method_is_exact_search(method):
     space, exact = make_world()
-    result = run_search(start_search(method, space, 1, 300), lambda chosen: exact.scores[1][chosen])
+    _, result = search_with(method, space, 1, 300, exact.scores[1])
     np.testing.assert_array_equal(result.item_index, exact_top_k(exact.scores[1], 300))
 
 
 def test_a_method_is_the_search_that_it_describes():
     space, exact = make_world()
     de, graph, scores = space.embeddings["de"], space.graphs["de"], exact.scores[3]
-    ranking, shares = dense_first_round(de.items, de.queries[3], 40), split_budget(40, 10)
-    tour = Tour(de.items, de.queries[3], shares, METHODS["tour_de"].learning_rate, METHODS["tour_de"].temperature)
+    ranking = dense_first_round(de.items, de.queries[3], 40)
+    tour = Tour(de.items, de.queries[3], METHODS["tour_de"].learning_rate, METHODS["tour_de"].temperature)
     described = {
         "rnr_de": search(None, ranking, n_items=300, budget=40, rounds=1),
         "axn_pinv_de": search(Pinv(de.items, de.scale, 0.0, de.queries[3]), ranking, n_items=300, budget=40, rounds=10),
@@ -60,7 +66,7 @@ def test_a_method_is_the_search_that_it_describes():
         "ladr_de": ladr(ranking, graph, budget=40, rounds=10, depth=METHODS["ladr_de"].depth),
     }
     for key, running in described.items():
-        assert found(start_search(METHODS[key], space, 3, 40), scores)[0] == found(running, scores)[0], key
+        assert search_with(METHODS[key], space, 3, 40, scores)[0] == found(running, scores, de.items)[0], key
 
 
 def test_the_estimator_gets_the_methods_numbers_and_what_was_fitted_goes_first():
@@ -73,7 +79,7 @@ def test_the_estimator_gets_the_methods_numbers_and_what_was_fitted_goes_first()
     pinv = build_estimator(METHODS["axn_blend_mf_ind"], part.items, part.scale, part.queries[3])
     assert isinstance(pinv, Pinv) and pinv.blend == 0.5 and pinv.scale == part.scale
     with pytest.raises(InputError, match="'TouR, DE' needs a query embedding"):
-        build_estimator(METHODS["tour_de"], part.items, part.scale, None, shares=[5])
+        build_estimator(METHODS["tour_de"], part.items, part.scale, None)
     with pytest.raises(InputError, match="'AXN bayes' needs a fitted scale"):
         build_estimator(METHODS["axn_bayes"], part.items, None, part.queries[3])
 
@@ -93,7 +99,7 @@ def test_cur_is_exact_where_the_scores_are_of_low_rank(key, rounds):
     method = Method(**{**vars(METHODS[key]), "rounds": rounds})
     for query, scores in enumerate(exact):
         # Five or more anchors span the space: the second round takes the best of the rest, in order.
-        asked, result = found(start_search(method, space, query, 20), scores)
+        asked, result = search_with(method, space, query, 20, scores)
         rest = [item for item in exact_top_k(scores, 200).tolist() if item not in asked[0]]
         assert asked[1] == rest[: len(asked[1])]
         assert result.item_index[0] == exact_top_k(scores, 1)[0]
@@ -103,7 +109,9 @@ def test_cur_is_the_product_of_its_three_matrices():
     rng = np.random.default_rng(1)
     rows, scores = rng.standard_normal((12, 50)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
     cur, anchor_items = cur_embeddings(rows), rng.permutation(50)[:8].astype(np.int32)
-    got = Pinv(cur.items, cur.scale).approx_scores(anchor_items, scores)
+    pinv = Pinv(cur.items, cur.scale)
+    pinv.observe(anchor_items, scores)
+    got = cur.items @ pinv.query_embedding
     np.testing.assert_allclose(got, scores @ np.linalg.pinv(rows[:, anchor_items].astype(np.float64)) @ rows, atol=1e-4)
     assert cur.index_ce_calls == 12 * 50
 
@@ -111,10 +119,11 @@ def test_cur_is_the_product_of_its_three_matrices():
 def test_anncurs_anchors_are_the_same_for_every_query_and_adacurs_are_not():
     space, exact = low_rank_world()
     first = {
-        key: {tuple(next(start_search(METHODS[key], space, query, 20))) for query in range(4)} for key in ("anncur", "adacur")
+        key: {tuple(next(start_search(METHODS[key], space, query, 20)).item_index) for query in range(4)}
+        for key in ("anncur", "adacur")
     }
     assert len(first["anncur"]) == 1 and len(first["adacur"]) == 4
-    assert next(start_search(METHODS["anncur"], space, 0, 30))[:10].tolist() == list(*first["anncur"])
+    assert next(start_search(METHODS["anncur"], space, 0, 30)).item_index[:10].tolist() == list(*first["anncur"])
 
 
 def test_index_calls_are_those_of_the_embeddings_in_use():
