@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from axn_ray.core.tokens import Int32Array
+from axn_ray.core.tokens import Int32Array, TokenTable
 from axn_ray.errors import ModelError
 
 FloatArray = npt.NDArray[np.float32]
@@ -68,6 +68,20 @@ class PairScorer(ABC):
         """
         rows = np.arange(len(queries), dtype=np.int32)
         return self.score(self.tokenize_queries(queries), self.tokenize(items), rows, rows)
+
+
+def gather_texts(parts: Sequence[tuple[Any, Int32Array]]) -> Any:
+    """One run of prepared texts from the named rows of several, in the order given; all prepared by one CE."""
+    if all(isinstance(texts, TokenTable) for texts, _ in parts):
+        return TokenTable.gather(parts)
+    return tuple(texts[row] for texts, rows in parts for row in rows)
+
+
+def count_tokens(texts: Any) -> npt.NDArray[np.int64]:
+    """Tokens of each of n prepared texts, (n,); words, where the CE prepares nothing."""
+    if isinstance(texts, TokenTable):
+        return texts.lengths
+    return np.array([len(text.split()) for text in texts], dtype=np.int64)
 
 
 class TextScorer(Protocol):

@@ -41,6 +41,21 @@ class TokenTable:
         return np.diff(self.offsets)
 
     @classmethod
+    def gather(cls, parts: Sequence[tuple["TokenTable", Int32Array]]) -> "TokenTable":
+        """One table of the named rows of several tables, in the order given."""
+        lengths = [table.lengths[rows] for table, rows in parts]
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        starts = np.concatenate([table.offsets[rows] for table, rows in parts])
+        ids = np.empty(offsets[-1], dtype=np.int32)
+        done = 0
+        for (table, rows), length in zip(parts, lengths, strict=True):
+            span = offsets[done : done + len(rows) + 1]
+            within = np.arange(span[-1] - span[0]) - np.repeat(span[:-1] - span[0], length)
+            ids[span[0] : span[-1]] = table.ids[np.repeat(starts[done : done + len(rows)], length) + within]
+            done += len(rows)
+        return cls(ids, offsets)
+
+    @classmethod
     def from_texts(cls, texts: Sequence[str], tokenizer: Any) -> "TokenTable":
         """Tokenize each text once with a fast tokenizer, no special tokens, no truncation."""
         parts, lengths = [np.empty(0, dtype=np.int32)], [0]

@@ -1,0 +1,239 @@
+"""The routes: what comes in over HTTP, what goes out. All work is the ingress's and the deployments' behind it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+import axn_ray
+from serve_app import compat
+from serve_app.guard import Guard
+from serve_app.messages import Refused, Round, SearchJob
+from serve_app.problems import HttpProblem, describe_invalid, json_response, to_json
+from serve_app.schemas import Problem, RerankRequest, ScoreRequest, SearchAnswer, SearchAnswers, SearchRequest, TeiRequest
+
+if TYPE_CHECKING:
+    from serve_app.ingress import IngressDeployment
+
+logger = logging.getLogger("ray.serve")
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 413, 422, 424, 429, 503, 504)}
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src 'unsafe-inline'",
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+)
+EVENT_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def build_api(ingress: "IngressDeployment") -> FastAPI:
+    """The ASGI app of one ingress replica."""
+    api = FastAPI(title="axn-ray", version=axn_ray.__version__, docs_url=None, redoc_url=None)
+    api.add_middleware(
+        Guard, keys=ingress.keys, max_body_bytes=ingress.args.max_body_bytes, count=ingress.metrics.count_request
+    )
+    _add_problems(api)
+    _add_search(api, ingress)
+    _add_compat(api, ingress)
+    _add_state(api, ingress)
+    return api
+
+
+def request_id(request: Request) -> str:
+    """The id that the guard gave the request."""
+    return str(request.state.request_id)
+
+
+def _add_problems(api: FastAPI) -> None:
+    @api.exception_handler(HttpProblem)
+    async def refused(request: Request, problem: HttpProblem) -> Response:
+        return problem.response(request_id(request))
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return describe_invalid(error.errors()).response(request_id(request))
+
+    @api.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> Response:
+        kinds = {404: "not_found", 405: "method_not_allowed", 400: "invalid"}
+        problem = HttpProblem(error.status_code, kinds.get(error.status_code, "error"), str(error.detail))
+        response = problem.response(request_id(request))
+        response.headers.update(error.headers or {})
+        return response
+
+    @api.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        logger.exception("request %s failed", request_id(request))
+        return HttpProblem(500, "internal", "an error of ours; the log has it under this id").response(request_id(request))
+
+
+def _add_search(api: FastAPI, ingress: "IngressDeployment") -> None:
+    answers: dict[int | str, dict[str, Any]] = {200: {"model": SearchAnswer | SearchAnswers, "content": EVENT_STREAM}, **PROBLEMS}
+
+    @api.post("/v1/search", responses=answers)
+    async def search(asked: SearchRequest, request: Request) -> Response:
+        """Find the items that the cross-encoder ranks highest, under an exact budget of its calls."""
+        name = request_id(request)
+        if isinstance(asked.query, list):
+            return json_response({"id": name, "data": await _search_all(ingress, asked, asked.query, name)})
+        job = ingress.job_of(asked, asked.query)
+        if asked.stream:
+            return await _stream(ingress, job, name)
+        with ingress.admit(job.ce_calls):
+            return json_response({"id": name, **await ingress.search(job)})
+
+
+async def _search_all(ingress: "IngressDeployment", asked: SearchRequest, queries: list[str], name: str) -> list[dict[str, Any]]:
+    """Several queries side by side; each has its own answer or its own error."""
+    if asked.stream:
+        raise HttpProblem(422, "invalid", "stream=true takes one query, not a list; send one request for each", "stream")
+    if not queries:
+        raise HttpProblem(400, "empty", "the list of queries is empty; give at least one", "query")
+    if len(queries) > ingress.args.max_queries:
+        limit = ingress.args.max_queries
+        raise HttpProblem(422, "invalid", f"{len(queries)} queries exceed the limit of {limit}; send fewer", "query")
+
+    async def one(number: int, query: str) -> dict[str, Any]:
+        try:
+            return {"id": f"{name}-{number}", **await ingress.search(ingress.job_of(asked, query))}
+        except HttpProblem as problem:
+            return problem.body(f"{name}-{number}")
+
+    with ingress.admit(asked.budget.ce_calls * len(queries)):
+        return list(await asyncio.gather(*(one(number, query) for number, query in enumerate(queries))))
+
+
+async def _stream(ingress: "IngressDeployment", job: SearchJob, name: str) -> Response:
+    """Server-sent events. What fails before the first round has its own status; later, the stream ends with an error."""
+    started = time.monotonic()
+    messages = ingress.search_rounds(job)
+    with ExitStack() as stack:
+        stack.enter_context(ingress.admit(job.ce_calls))
+        first = await anext(messages)
+        if isinstance(first, Refused):
+            raise HttpProblem.of(first)
+        place = stack.pop_all()  # the stream holds it from here on
+
+    async def events() -> AsyncIterator[bytes]:
+        message = first
+        try:
+            while isinstance(message, Round):
+                yield _event("round", message.body)
+                message = await anext(messages)
+            yield _event("result", {"id": name, **ingress.finish(job, message, started)})
+        except HttpProblem as problem:
+            yield _event("error", problem.body(name))
+
+    return _EventStream(events(), place)
+
+
+class _EventStream(StreamingResponse):
+    """Gives back the search's place when the stream ends, also where it never began."""
+
+    def __init__(self, events: AsyncIterator[bytes], place: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._place:
+            await super().__call__(scope, receive, send)
+
+
+def _event(kind: str, body: Any) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + to_json(body) + b"\n\n"
+
+
+def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
+    limit, model = ingress.args.max_documents, ingress.args.cross_encoder
+
+    def note(asked: RerankRequest | TeiRequest | ScoreRequest, request: Request) -> None:
+        if asked.ignored:
+            logger.info("request %s: ignored the fields %s", request_id(request), ", ".join(asked.ignored)[:200])
+
+    async def rerank(asked: RerankRequest, request: Request, route: str) -> tuple[list[str], Any]:
+        note(asked, request)
+        documents = compat.documents_of(asked)
+        compat.check_query(asked.query, documents, limit)
+        return documents, await ingress.score(route, [asked.query], documents, asked.max_tokens_per_doc)
+
+    @api.post("/v1/rerank", responses=PROBLEMS)
+    async def rerank_v1(asked: RerankRequest, request: Request) -> Response:
+        """Rerank documents, as Jina and Cohere v1 do."""
+        documents, scored = await rerank(asked, request, "/v1/rerank")
+        return json_response(compat.rerank_v1(request_id(request), model, asked, documents, scored))
+
+    @api.post("/v2/rerank", responses=PROBLEMS)
+    async def rerank_v2(asked: RerankRequest, request: Request) -> Response:
+        """Rerank documents, as Cohere v2 does."""
+        documents, scored = await rerank(asked, request, "/v2/rerank")
+        return json_response(compat.rerank_v2(request_id(request), asked, documents, scored))
+
+    @api.post("/rerank", responses=PROBLEMS)
+    async def rerank_either(asked: TeiRequest | RerankRequest, request: Request) -> Response:
+        """Rerank texts as Text Embeddings Inference does; with `documents` in place of `texts`, as Jina does."""
+        if isinstance(asked, RerankRequest):
+            return await rerank_v1(asked, request)
+        note(asked, request)
+        compat.check_query(asked.query, asked.texts, limit, "texts")
+        scored = await ingress.score("/rerank", [asked.query], asked.texts)
+        return json_response(compat.rerank_tei(asked, scored))
+
+    @api.post("/v1/score", responses=PROBLEMS)
+    async def score(asked: ScoreRequest, request: Request) -> Response:
+        """Score pairs of texts, as vLLM does."""
+        note(asked, request)
+        queries, documents = compat.pairs_of(asked)
+        compat.check_query(queries[0] if len(queries) == 1 else "-", documents, limit)
+        scored = await ingress.score("/v1/score", queries, documents)
+        return json_response(compat.score_vllm(request_id(request), model, int(time.time()), scored))
+
+
+def _add_state(api: FastAPI, ingress: "IngressDeployment") -> None:
+    page = files("serve_app").joinpath("ui/index.html").read_text()
+
+    @api.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def show_page() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})
+
+    @api.get("/health")
+    async def health() -> dict[str, str]:
+        """Alive."""
+        return {"status": "ok"}
+
+    @api.get("/ready", responses={503: {"model": Problem}})
+    async def ready() -> dict[str, str]:
+        """Index and model are loaded."""
+        await ingress.describe()
+        return {"status": "ready"}
+
+    @api.get("/info", responses=PROBLEMS)
+    async def info() -> dict[str, Any]:
+        """The model, the index and the limits."""
+        args = ingress.args
+        limits = {name: getattr(args, name) for name in ("max_budget", "max_documents", "max_queries", "deadline_ms")}
+        return {"version": axn_ray.__version__, **await ingress.describe(), "limits": limits}
+
+    @api.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model, as OpenAI's clients list them."""
+        return {"object": "list", "data": [{"id": ingress.args.cross_encoder, "object": "model", "owned_by": "axn-ray"}]}
+
+    @api.get("/metrics")
+    async def metrics() -> Response:
+        """This replica's counts in Prometheus' text format; Ray's exporter has those of all of them."""
+        return Response(ingress.metrics.exposition(), media_type="text/plain; version=0.0.4")

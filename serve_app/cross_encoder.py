@@ -1,0 +1,125 @@
+"""The deployment that holds the cross-encoder: pairs in, raw logits out, through its own queue.
+
+Items are named by their index: their token ids stand in this node's memory already.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.util.metrics import Gauge
+
+from axn_ray.core.open_cross_encoder import open_cross_encoder
+from axn_ray.core.pairs import PairScores, count_tokens
+from axn_ray.core.tokens import Int32Array, TokenTable
+from axn_ray.errors import AxnError
+from serve_app.config import AppArgs
+from serve_app.index_folder import open_index, prepare_items
+from serve_app.messages import Refused, Scored
+from serve_app.pair_queue import PairQueue, Pairs, QueueFullError
+
+logger = logging.getLogger("ray.serve")
+
+
+class CrossEncoderDeployment:
+    """One cross-encoder in one process, with the items of the index prepared for it.
+
+    Raises:
+        ArtifactError: see `open_index`.
+        ModelError: see `open_cross_encoder`.
+    """
+
+    def __init__(self, args: AppArgs) -> None:
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(args.threads or max(1, int(cpus)))
+        self._args = args
+        self._scorer = open_cross_encoder(args)
+        index = open_index(args)
+        self._version = index.version
+        self._items = prepare_items(index.corpus.items, self._scorer, args.cache)
+        self._item_tokens = count_tokens(self._items)
+        self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs)
+        self._queued_pairs = Gauge("axn_queue_pairs", "pairs that wait for a cross-encoder replica")
+        self._batch_fill = Gauge("axn_batch_fill", "tokens of the last batch as a share of batch_tokens")
+
+    async def score_items(
+        self, query: str, item_index: Int32Array, version: str, timeout_s: float, is_admitted: bool
+    ) -> Scored | Refused:
+        """Score one query with n items of the index: (n,) -> (n,)."""
+        if version != self._version:
+            return Refused("not_ready", f"the index is being replaced ({version} by {self._version}); try again", 1.0)
+        queries = self._scorer.tokenize([query])
+        rows = np.zeros(len(item_index), dtype=np.int32)
+        tokens = count_tokens(queries)[rows] + self._item_tokens[item_index]
+        return await self._score(Pairs(queries, self._items, rows, item_index, tokens), timeout_s, is_admitted)
+
+    async def score_texts(
+        self, queries: list[str], documents: list[str], max_document_tokens: int | None, timeout_s: float
+    ) -> Scored | Refused:
+        """Score n pairs of texts -> (n,); one query stands for all its documents."""
+        prepared = await asyncio.to_thread(lambda: (self._scorer.tokenize(queries), self._scorer.tokenize(documents)))
+        items = prepared[1] if max_document_tokens is None else _cut(prepared[1], max_document_tokens)
+        rows = np.arange(len(documents), dtype=np.int32)
+        query_rows = rows if len(queries) == len(documents) else np.zeros_like(rows)
+        tokens = count_tokens(prepared[0])[query_rows] + count_tokens(items)
+        return await self._score(Pairs(prepared[0], items, query_rows, rows, tokens), timeout_s)
+
+    async def _score(self, pairs: Pairs, timeout_s: float, is_admitted: bool = False) -> Scored | Refused:
+        try:
+            scored = await self._queue.score(pairs, timeout_s=timeout_s, is_admitted=is_admitted)
+        except QueueFullError as error:
+            waiting = f"{self._queue.n_queued} pairs wait for the cross-encoder"
+            return Refused("overloaded", f"{waiting}; try again in {error.retry_after_s:.0f} s", error.retry_after_s)
+        except TimeoutError:
+            return Refused("deadline", f"{len(pairs)} pairs were not scored within {timeout_s:.1f} s; raise the deadline")
+        except AxnError as error:
+            return Refused("scorer_failed", str(error))
+        except Exception as error:
+            logger.exception("the cross-encoder failed on %d pairs", len(pairs))
+            return Refused("scorer_failed", f"the cross-encoder failed ({type(error).__name__}); see its logs")
+        finally:
+            self._queued_pairs.set(self._queue.n_queued)
+            self._batch_fill.set(self._queue.batch_fill)
+        return self._describe_scores(pairs, scored)
+
+    def _describe_scores(self, pairs: Pairs, scored: PairScores) -> Scored:
+        max_length = getattr(self._scorer, "max_length", None)
+        special = getattr(self._scorer, "n_special", 0)
+        tokens = pairs.tokens + special
+        cut = 0 if max_length is None else int((tokens > max_length).sum())
+        total = int(np.minimum(tokens, max_length or np.iinfo(np.int64).max).sum())
+        return Scored(scored.scores, dict(scored.failures), cut, total, self._queue.n_queued)
+
+    def describe(self) -> dict[str, Any]:
+        """What `/info` says of the model."""
+        return {"name": self._args.cross_encoder, **self._scorer.fingerprint}
+
+    def statistics(self) -> dict[str, float]:
+        """Counts of this replica since it started."""
+        queue = self._queue
+        return {"batches": queue.n_batches, "pairs": queue.n_batched_pairs, "queued_pairs": queue.n_queued}
+
+    def check_health(self) -> None:
+        """Serve replaces a replica whose forward pass does not end.
+
+        Raises:
+            RuntimeError: it is stuck.
+        """
+        if self._queue.busy_s > self._args.stuck_after_s:
+            raise RuntimeError(f"a forward pass has run for {self._queue.busy_s:.0f} s; the replica is stuck")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """The pairs that wait: what `serve_app.scaling` goes by."""
+        return {"queued_pairs": float(self._queue.n_queued)}
+
+
+def _cut(items: Any, tokens: int) -> Any:
+    """Each text's first tokens (words, where the CE prepares nothing)."""
+    if not isinstance(items, TokenTable):
+        return tuple(" ".join(text.split()[:tokens]) for text in items)
+    kept = np.minimum(items.lengths, tokens)
+    within = np.arange(len(items.ids)) - np.repeat(items.offsets[:-1], items.lengths)
+    return TokenTable(items.ids[within < np.repeat(kept, items.lengths)], np.concatenate([[0], np.cumsum(kept)]).astype(np.int64))

@@ -1,0 +1,183 @@
+"""The deployment that speaks HTTP: admits requests, hands them on, and counts. The routes themselves stand in `api`."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+
+from axn_ray.errors import InputError
+from serve_app.api import build_api
+from serve_app.calls import ATTEMPTS, call
+from serve_app.config import AppArgs
+from serve_app.keys import ApiKeys, check_bind
+from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
+from serve_app.metrics import Metrics
+from serve_app.problems import HttpProblem
+from serve_app.schemas import SearchRequest
+
+
+@serve.ingress()
+class IngressDeployment:
+    """The app's front: its limits, its keys, its metrics.
+
+    Raises:
+        InputError: the app would be open to other machines without a key.
+    """
+
+    def __init__(self, args: AppArgs, retriever: Any, cross_encoder: Any) -> None:
+        self.args, self.metrics = args, Metrics()
+        self.keys = ApiKeys(args.api_keys_file)
+        check_bind(_listening_host(), self.keys)
+        self._retriever, self._cross_encoder = retriever, cross_encoder
+        self._pending_pairs = 0
+        self._described: dict[str, Any] | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - Serve's name
+        """Called by Serve when the replica starts."""
+        return build_api(self)
+
+    def job_of(self, asked: SearchRequest, query: str) -> SearchJob:
+        """One query of a request as a job.
+
+        Raises:
+            HttpProblem: an empty query, or a budget beyond the limit.
+        """
+        if not query.strip():
+            raise HttpProblem(400, "empty", "the query is empty; give some text", "query")
+        budget, limit = asked.budget, self.args.max_budget
+        if budget.ce_calls > limit:
+            said = f"budget.ce_calls={budget.ce_calls} exceeds the limit of {limit}; lower it"
+            raise HttpProblem(422, "invalid", said, "budget.ce_calls")
+        deadline_ms = min(asked.deadline_ms or self.args.deadline_ms, self.args.deadline_ms)
+        return SearchJob(
+            query=query,
+            top_k=asked.top_k,
+            ce_calls=budget.ce_calls,
+            rounds=1 if asked.method == "rnr" else budget.rounds,
+            timeout_s=deadline_ms / 1000,
+            method=asked.method,
+            return_all=asked.return_scores == "all",
+            trace=asked.trace,
+            fail_open=asked.fail_open,
+        )
+
+    @contextmanager
+    def admit(self, pairs: int) -> Iterator[None]:
+        """Hold a place for a request's pairs while it is answered; one that finds the house empty always gets in.
+
+        Raises:
+            HttpProblem: 429, more pairs are promised than may wait.
+        """
+        if self._pending_pairs and self._pending_pairs + pairs > self.args.max_queued_pairs:
+            waiting = f"{self._pending_pairs} pairs are being scored or wait"
+            raise HttpProblem(429, "overloaded", f"{waiting}, no room for {pairs} more; try again later", None, 1.0)
+        self._pending_pairs += pairs
+        try:
+            yield
+        finally:
+            self._pending_pairs -= pairs
+
+    async def search(self, job: SearchJob) -> dict[str, Any]:
+        """Search once; a retriever that dies under it is replaced by another.
+
+        Raises:
+            HttpProblem: see `STATUS`.
+        """
+        started = time.monotonic()
+        grace = 5.0  # the retriever answers by the deadline itself; this is for one that does not
+        try:
+            answer = await call(lambda left: self._retriever.search.remote(job), job.timeout_s + grace)
+        except TimeoutError:
+            raise HttpProblem(504, "deadline", "the retriever did not answer by the deadline; try again") from None
+        except RayError as error:
+            raise HttpProblem(503, "not_ready", f"no retriever answers ({type(error).__name__}); try again", None, 1.0) from error
+        return self.finish(job, answer, started)
+
+    def finish(self, job: SearchJob, answer: SearchReply | Refused, started: float) -> dict[str, Any]:
+        """Count a search and give its body.
+
+        Raises:
+            HttpProblem: it was refused.
+        """
+        if isinstance(answer, Refused):
+            raise HttpProblem.of(answer)
+        seconds = time.monotonic() - started
+        body = {**answer.body, "timing_ms": {"total": round(seconds * 1000, 2), **answer.body["timing_ms"]}}
+        usage = body["usage"]
+        self.metrics.count_scored("/v1/search", usage["ce_calls"], usage["tokens"], answer.queued_pairs)
+        self.metrics.count_search(job.method, seconds, body, answer.recall_proxy)
+        return body
+
+    async def search_rounds(self, job: SearchJob) -> AsyncIterator[Round | SearchReply | Refused]:
+        """Search and give every round. A search that loses its retriever starts anew; rounds given are not given again."""
+        given = 0
+        for attempt in range(1, ATTEMPTS + 1):
+            messages = self._retriever.options(stream=True).search_rounds.remote(job)
+            try:
+                async for message in messages:
+                    if isinstance(message, Round) and message.body["round"] <= given:
+                        continue
+                    given += isinstance(message, Round)
+                    yield message
+                return
+            except RayActorError:
+                if attempt == ATTEMPTS:
+                    raise
+            except (asyncio.CancelledError, GeneratorExit):
+                messages.cancel()
+                raise
+
+    async def score(self, route: str, queries: list[str], documents: list[str], max_tokens: int | None = None) -> Scored:
+        """Score pairs of texts for one of the other APIs' routes.
+
+        Raises:
+            HttpProblem: see `STATUS`; 424 where no pair could be scored.
+        """
+        timeout_s = self.args.deadline_ms / 1000
+        score_texts = self._cross_encoder.score_texts
+        with self.admit(len(documents)):
+            try:
+                scored: Scored | Refused = await call(
+                    lambda left: score_texts.remote(queries, documents, max_tokens, left), timeout_s
+                )
+            except TimeoutError:
+                raise HttpProblem(504, "deadline", "the cross-encoder did not answer in time; send fewer documents") from None
+            except RayError as error:
+                reason = f"the cross-encoder does not answer ({type(error).__name__}); see its logs"
+                raise HttpProblem(424, "scorer_failed", reason) from error
+        if isinstance(scored, Refused):
+            raise HttpProblem.of(scored)
+        if len(scored.failures) == len(documents):
+            raise HttpProblem(424, "scorer_failed", f"no document could be scored ({scored.failures[0]}); check their texts")
+        self.metrics.count_scored(route, len(documents), scored.tokens, scored.queued_pairs)
+        return scored
+
+    async def describe(self, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Index and model, asked once.
+
+        Raises:
+            HttpProblem: 503, they are not ready.
+        """
+        if self._described is None:
+            try:
+                index = await call(lambda left: self._retriever.describe.remote(), timeout_s)
+                model = await call(lambda left: self._cross_encoder.describe.remote(), timeout_s)
+            except (TimeoutError, RayError) as error:
+                raise HttpProblem(503, "not_ready", "index or model is still being loaded; try again", None, 5.0) from error
+            self._described = {"index": index, "model": model}
+        return self._described
+
+
+def _listening_host() -> str:
+    """Where Serve's proxies listen; the app must not open a door that its keys do not guard."""
+    from ray.serve.context import _get_global_client  # Serve has no public way to ask
+
+    client = _get_global_client()
+    if client is None:
+        raise InputError("the app runs without Serve; start it with `axn serve` or `serve deploy`")
+    return str(client.http_config.host or "127.0.0.1")

@@ -1,0 +1,73 @@
+"""What the deployments say to one another. A refusal is a value: an error would be logged with its traceback at each hop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from axn_ray.core.pairs import FloatArray
+
+Kind = Literal["empty", "invalid", "scorer_failed", "overloaded", "deadline", "not_ready"]
+STATUS: Mapping[Kind, int] = {
+    "empty": 400,
+    "invalid": 422,
+    "scorer_failed": 424,
+    "overloaded": 429,
+    "deadline": 504,
+    "not_ready": 503,
+}
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why there is no answer, in one sentence, and when to try again."""
+
+    kind: Kind
+    message: str
+    retry_after_s: float | None = None
+    param: str | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Raw logits (n,) of the pairs asked for; one that failed is NaN and has its reason in `failures`.
+
+    `tokens` were scored, padding excluded; `queued_pairs` waited in the replica when these were done.
+    """
+
+    scores: FloatArray
+    failures: Mapping[int, str]
+    truncated: int
+    tokens: int
+    queued_pairs: int
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """One search as the ingress hands it on; `timeout_s` is what is left of its deadline."""
+
+    query: str
+    top_k: int
+    ce_calls: int
+    rounds: int
+    timeout_s: float
+    method: Literal["axn", "rnr"] = "axn"
+    return_all: bool = False
+    trace: bool = False
+    fail_open: bool = False
+
+
+@dataclass(frozen=True)
+class Round:
+    """The best ranking after a round: what a stream shows while the search goes on."""
+
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchReply:
+    """The end of a search: the reply's body, and figures for the metrics."""
+
+    body: Mapping[str, Any]
+    recall_proxy: float = 0.0
+    queued_pairs: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)

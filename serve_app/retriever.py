@@ -1,0 +1,108 @@
+"""The deployment that searches: index, dual-encoder and estimator; the cross-encoder is a call away.
+
+Each round is one call that names items by their index. Concurrent searches share the products over the index.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayError
+
+from axn_ray.core.adaptive import Search, search
+from axn_ray.core.dual_encoder import DualEncoder
+from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
+from axn_ray.core.methods import METHODS, build_estimator
+from axn_ray.core.pairs import FloatArray
+from axn_ray.core.tokens import Int32Array
+from serve_app.calls import call
+from serve_app.config import AppArgs
+from serve_app.index_folder import example_queries, open_index
+from serve_app.merging import Merged
+from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
+from serve_app.search_run import SearchRun
+
+MERGED = 64  # queries in one product
+REPLACED = 20  # tries, a quarter of a second apart, while the two deployments hold different indexes
+
+
+class RetrieverDeployment:
+    """Adaptive search and retrieve-and-rerank over one index.
+
+    Raises:
+        ArtifactError: see `open_index`.
+        ModelError: the dual-encoder cannot be loaded.
+    """
+
+    def __init__(self, args: AppArgs, cross_encoder: Any) -> None:
+        self._index = open_index(args)
+        self._cross_encoder = cross_encoder
+        self._dual_encoder = DualEncoder(self._index.corpus.dual_encoder)
+        self._embed: Merged[str, FloatArray] = Merged(self._dual_encoder.embed_queries, MERGED)
+        fitted, corpus = self._index.factorization, self._index.corpus
+        self._retrieve: Merged[Retrieve, Retrieved] = Merged(ItemIndex(fitted.item_embeddings).retrieve, MERGED)
+        self._retrieve_de: Merged[Retrieve, Retrieved] = Merged(ItemIndex(corpus.item_embeddings).retrieve, MERGED)
+
+    async def search(self, job: SearchJob) -> SearchReply | Refused:
+        """Search to the end."""
+        last: Round | SearchReply | Refused = Refused("scorer_failed", "the search ended without a result")
+        async for last in self.search_rounds(job):
+            pass
+        return last if not isinstance(last, Round) else Refused("scorer_failed", "the search ended in the middle")
+
+    async def search_rounds(self, job: SearchJob) -> AsyncIterator[Round | SearchReply | Refused]:
+        """Search, and say how it stands after every round."""
+
+        async def score(items: Int32Array, timeout_s: float, is_admitted: bool) -> Scored | Refused:
+            return await self._score(job.query, items, timeout_s, is_admitted)
+
+        async for message in SearchRun(job, self._index, self._retrieve, score).run(lambda: self._start(job)):
+            yield message
+
+    async def _start(self, job: SearchJob) -> tuple[Search, Callable[[], FloatArray]]:
+        """The search's generator, and a function that gives the query's embedding as it is estimated by then."""
+        embedded = await self._embed(job.query)
+        fitted = self._index.factorization
+        embedding = fitted.embed_queries(embedded[None, :])[0]
+        n_items = len(self._index.corpus.items)
+        shared = {"n_items": n_items, "budget": job.ce_calls, "rounds": job.rounds}
+        if job.method == "rnr":
+            n = min(job.ce_calls, n_items)
+            ranking = await self._retrieve_de(Retrieve(embedded, n, np.empty(0, dtype=np.int32)))
+            return search(None, ranking.item_index, **shared), lambda: embedding
+        method = replace(METHODS["axn_ridge_mf_ind"], rounds=job.rounds)
+        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
+
+        def estimate() -> FloatArray:
+            estimated = None if estimator is None else estimator.query_embedding
+            return embedding if estimated is None else estimated
+
+        return search(estimator, None, **shared), estimate
+
+    async def _score(self, query: str, items: Int32Array, timeout_s: float, is_admitted: bool) -> Scored | Refused:
+        """One round's scores, from any replica that holds the same index."""
+        score_items, version = self._cross_encoder.score_items, self._index.version
+        for _ in range(REPLACED):
+            try:
+                answer: Scored | Refused = await call(
+                    lambda left: score_items.remote(query, items, version, left, is_admitted), timeout_s
+                )
+            except RayError as error:
+                return Refused("scorer_failed", f"the cross-encoder does not answer ({type(error).__name__}); see its logs")
+            if not (isinstance(answer, Refused) and answer.kind == "not_ready"):
+                return answer
+            await asyncio.sleep(0.25)
+        return answer
+
+    def describe(self) -> dict[str, Any]:
+        """What `/info` says of the index."""
+        corpus, factorization = self._index.corpus, self._index.factorization
+        return {
+            "version": self._index.version,
+            "items": len(corpus.items),
+            "dim": int(factorization.item_embeddings.shape[1]),
+            "dual_encoder": corpus.dual_encoder,
+            "examples": example_queries(corpus.queries),
+        }

@@ -1,0 +1,142 @@
+"""The bodies of requests and replies. Native ones refuse a field they do not know; those of other APIs ignore it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _check_text(text: str) -> str:
+    """Refuse what is no Unicode text: a lone surrogate passes JSON and fails in every encoder."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds a lone surrogate, which is no character; send valid Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+
+
+class Native(BaseModel):
+    """A body that is ours: unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compat(BaseModel):
+    """A body of somebody else's API: unknown fields are ignored, and named in the log."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the fields that mean nothing here."""
+        return sorted(self.model_extra or {})
+
+
+class Budget(Native):
+    """What a search may spend."""
+
+    ce_calls: int = Field(100, ge=1, description="cross-encoder calls over all rounds, spent exactly")
+    rounds: int = Field(5, ge=1, description="1 is retrieve-and-rerank in the index's own embeddings")
+
+
+class SearchRequest(Native):
+    """One query, or several that are searched side by side."""
+
+    query: Text | list[Text] = Field(description="a text, or a list of texts", examples=["how do plants make sugar"])
+    top_k: int = Field(10, ge=1, le=1000)
+    budget: Budget = Budget()
+    method: Literal["axn", "rnr"] = Field("axn", description="adaptive, or the dual-encoder's first `ce_calls`, reranked")
+    deadline_ms: int | None = Field(None, ge=1, description="then the best so far is the answer")
+    return_scores: Literal["exact", "all"] = Field("exact", description="`all` fills up to top_k with approximate scores")
+    trace: bool = Field(False, description="what each round scored")
+    stream: bool = Field(False, description="server-sent events: the ranking after every round, then the reply")
+    fail_open: bool = Field(False, description="answer with the last ranking where the cross-encoder fails")
+
+
+class Hit(BaseModel):
+    """One result."""
+
+    id: str
+    score: float = Field(description="raw logit; an estimate of it where `exact` is false")
+    exact: bool
+    round: int | None = Field(None, description="the round that found it, from 1")
+    title: str | None = None
+    text: str
+
+
+class SearchAnswer(BaseModel):
+    """The reply to one query."""
+
+    id: str
+    results: list[Hit]
+    score_type: Literal["logit"]
+    usage: dict[str, int]
+    degraded: dict[str, Any]
+    index_version: str
+    timing_ms: dict[str, float]
+    trace: list[dict[str, Any]] | None = None
+
+
+class SearchAnswers(BaseModel):
+    """The replies to a list of queries, in its order; one that failed holds `error` instead."""
+
+    id: str
+    data: list[SearchAnswer | dict[str, Any]]
+
+
+class Document(BaseModel):
+    """A document in an object."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: Text
+
+
+class RerankRequest(Compat):
+    """Jina's, Cohere's v1 and v2."""
+
+    query: Text
+    documents: list[Text | Document]
+    model: Text | None = None
+    top_n: int | None = None
+    return_documents: bool | None = False
+    max_tokens_per_doc: int | None = Field(None, ge=1)
+
+
+class TeiRequest(Compat):
+    """Text Embeddings Inference's rerank."""
+
+    query: Text
+    texts: list[Text]
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool = False
+
+
+class ScoreRequest(Compat):
+    """vLLM's score: one text against one or many, or pairwise; or `queries` and `documents` in their place."""
+
+    model: Text | None = None
+    text_1: Text | list[Text] | None = None
+    text_2: Text | list[Text] | None = None
+    queries: Text | list[Text] | None = None
+    documents: Text | list[Text] | None = None
+
+
+class Reason(BaseModel):
+    """The inner half of an error."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
+class Problem(BaseModel):
+    """The one body of every error."""
+
+    id: str
+    message: str
+    error: Reason
