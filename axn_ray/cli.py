@@ -4,7 +4,7 @@ import typer
 
 import axn_ray
 from jobs import demo as demo_job
-from jobs import embed, evaluate, export_scores, factorize, import_scores, score, search, train_cross_encoder
+from jobs import embed, evaluate, export_scores, factorize, import_scores, score, search, serve, train_cross_encoder
 
 app = typer.Typer(
     help="Find the items a cross-encoder would rank first, at the price of a hundred of its calls.",
@@ -33,6 +33,7 @@ app.command("import-scores")(import_scores.command)
 app.command("export-scores")(export_scores.command)
 app.command("factorize")(factorize.command)
 app.command("search")(search.command)
+app.command("serve")(serve.command)
 app.command("evaluate")(evaluate.command)
 app.command("train-cross-encoder")(train_cross_encoder.command)
 

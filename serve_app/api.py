@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 import axn_ray
 from serve_app import compat
 from serve_app.guard import Guard
-from serve_app.messages import Refused, Round, SearchJob
+from serve_app.messages import Refused, Round, SearchJob, SearchReply
 from serve_app.problems import HttpProblem, describe_invalid, json_response, to_json
 from serve_app.schemas import Problem, RerankRequest, ScoreRequest, SearchAnswer, SearchAnswers, SearchRequest, TeiRequest
 
@@ -44,9 +44,7 @@ EVENT_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 def build_api(ingress: "IngressDeployment") -> FastAPI:
     """The ASGI app of one ingress replica."""
     api = FastAPI(title="axn-ray", version=axn_ray.__version__, docs_url=None, redoc_url=None)
-    api.add_middleware(
-        Guard, keys=ingress.keys, max_body_bytes=ingress.args.max_body_bytes, count=ingress.metrics.count_request
-    )
+    api.add_middleware(Guard, keys=ingress.keys, max_body_bytes=ingress.args.max_body_bytes, count=ingress.metrics.count_request)
     _add_problems(api)
     _add_search(api, ingress)
     _add_compat(api, ingress)
@@ -130,7 +128,7 @@ async def _stream(ingress: "IngressDeployment", job: SearchJob, name: str) -> Re
         place = stack.pop_all()  # the stream holds it from here on
 
     async def events() -> AsyncIterator[bytes]:
-        message = first
+        message: Round | SearchReply | Refused = first
         try:
             while isinstance(message, Round):
                 yield _event("round", message.body)

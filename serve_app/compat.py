@@ -49,7 +49,8 @@ def pairs_of(asked: ScoreRequest) -> tuple[list[str], list[str]]:
             raise HttpProblem(400, "empty", f"{name} is empty; give some text", name)
     queries, documents = ([side] if isinstance(side, str) else list(side or []) for side in sides)
     if len(queries) not in (1, len(documents)):
-        raise HttpProblem(422, "invalid", f"{len(queries)} and {len(documents)} texts do not pair up; give 1 or as many", "text_1")
+        numbers = f"{len(queries)} and {len(documents)} texts"
+        raise HttpProblem(422, "invalid", f"{numbers} do not pair up; give one, or as many", "text_1")
     return queries, documents
 
 

@@ -112,8 +112,8 @@ class CrossEncoderDeployment:
             raise RuntimeError(f"a forward pass has run for {self._queue.busy_s:.0f} s; the replica is stuck")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """The pairs that wait: what `serve_app.scaling` goes by."""
-        return {"queued_pairs": float(self._queue.n_queued)}
+        """The pairs that wait or are being scored: what `serve_app.scaling` goes by."""
+        return {"pending_pairs": float(self._queue.n_queued + self._queue.n_at_work)}
 
 
 def _cut(items: Any, tokens: int) -> Any:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 FACTORIZATIONS = ("bayes", "mf_ind", "mf_trns")  # the first that is there
 WORLD = "verb"
-BEST, OTHERS = 200, 100  # of each sample query's exact scores: what the sample index is fitted to
+BEST, OTHERS = 100, 50  # of each sample query's exact scores: what the sample index is fitted to
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ def make_sample_index(folder: Path) -> None:
     )
     made_from = {"items": items.fingerprint, "queries": queries.fingerprint}
     counts: dict[str, int | float] = {"items": len(items), "queries": len(queries)}
-    described = Manifest(
-        kind="embeddings", config={"dual_encoder": MINILM, "world": [WORLD]}, counts=counts, made_from=made_from
-    )
+    described = Manifest(kind="embeddings", config={"dual_encoder": MINILM, "world": [WORLD]}, counts=counts, made_from=made_from)
     with new_artifact(folder / "embeddings", described) as aside:
         save_embedded_corpus(aside, corpus)
     logger.info("fitting the sample index to %d exact scores of each of %d queries", BEST + OTHERS, len(queries))
@@ -129,9 +127,9 @@ def prepare_items(items: Items, scorer: PairScorer, cache: Path) -> Any:
             prepared = scorer.tokenize(items.full_texts)
             if not isinstance(prepared, TokenTable):
                 return prepared
-            described = Manifest(
-                kind="tokens", config=dict(scorer.fingerprint), counts={"items": len(items)}, made_from={"items": items.fingerprint}
-            )
+            counts: dict[str, int | float] = {"items": len(items)}
+            made_from = {"items": items.fingerprint}
+            described = Manifest(kind="tokens", config=dict(scorer.fingerprint), counts=counts, made_from=made_from)
             with new_artifact(folder, described) as aside:
                 np.save(aside / "ids.npy", prepared.ids, allow_pickle=False)
                 np.save(aside / "offsets.npy", prepared.offsets, allow_pickle=False)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -113,7 +113,7 @@ class IngressDeployment:
         self.metrics.count_search(job.method, seconds, body, answer.recall_proxy)
         return body
 
-    async def search_rounds(self, job: SearchJob) -> AsyncIterator[Round | SearchReply | Refused]:
+    async def search_rounds(self, job: SearchJob) -> AsyncGenerator[Round | SearchReply | Refused, None]:
         """Search and give every round. A search that loses its retriever starts anew; rounds given are not given again."""
         given = 0
         for attempt in range(1, ATTEMPTS + 1):

@@ -73,7 +73,7 @@ class PairQueue:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cross-encoder")
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
-        self.n_queued = 0
+        self.n_queued = self.n_at_work = 0
         self.n_batches = 0
         self.n_batched_pairs = 0
         self.batch_fill = 0.0
@@ -128,13 +128,14 @@ class PairQueue:
         loop = asyncio.get_running_loop()
         while parts := self._take_batch():
             self._busy_since = start = time.monotonic()
+            self.n_at_work = sum(len(rows) for _, rows in parts)
             try:
                 results = await loop.run_in_executor(self._thread, self._score_parts, parts)
             except Exception as error:  # a bug of ours must not leave callers waiting
                 logger.exception("a batch failed outside the model")
                 results = [error] * len(parts)
             self._measure(parts, time.monotonic() - start)
-            self._busy_since = None
+            self._busy_since, self.n_at_work = None, 0
             for (job, rows), result in zip(parts, results, strict=True):
                 self._deliver(job, rows, result)
         self._worker = None
@@ -188,7 +189,8 @@ class PairQueue:
                 return result
             else:
                 scores[place] = result.scores[0]
-                failures |= {place: why for why in result.failures.values()}
+                if result.failures:
+                    failures[place] = result.failures[0]
         return PairScores(scores, failures)
 
     def _score_rows(self, parts: Sequence[Part]) -> PairScores:

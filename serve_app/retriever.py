@@ -40,17 +40,15 @@ class RetrieverDeployment:
         self._index = open_index(args)
         self._cross_encoder = cross_encoder
         self._dual_encoder = DualEncoder(self._index.corpus.dual_encoder)
-        self._embed: Merged[str, FloatArray] = Merged(self._dual_encoder.embed_queries, MERGED)
+        self._embed: Merged[str, FloatArray] = Merged(lambda texts: list(self._dual_encoder.embed_queries(texts)), MERGED)
         fitted, corpus = self._index.factorization, self._index.corpus
         self._retrieve: Merged[Retrieve, Retrieved] = Merged(ItemIndex(fitted.item_embeddings).retrieve, MERGED)
         self._retrieve_de: Merged[Retrieve, Retrieved] = Merged(ItemIndex(corpus.item_embeddings).retrieve, MERGED)
 
     async def search(self, job: SearchJob) -> SearchReply | Refused:
         """Search to the end."""
-        last: Round | SearchReply | Refused = Refused("scorer_failed", "the search ended without a result")
-        async for last in self.search_rounds(job):
-            pass
-        return last if not isinstance(last, Round) else Refused("scorer_failed", "the search ended in the middle")
+        ends = [message async for message in self.search_rounds(job) if not isinstance(message, Round)]
+        return ends[-1]
 
     async def search_rounds(self, job: SearchJob) -> AsyncIterator[Round | SearchReply | Refused]:
         """Search, and say how it stands after every round."""

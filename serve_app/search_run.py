@@ -116,9 +116,7 @@ class SearchRun:
     def _results(self) -> list[dict[str, Any]]:
         """The best `top_k` of what was scored; ties go to the smaller item index."""
         best = order_by_score(self._items, self._scores)[: self._job.top_k]
-        return [
-            self._describe_item(int(self._items[row]), float(self._scores[row]), int(self._found_in[row])) for row in best
-        ]
+        return [self._describe_item(int(self._items[row]), float(self._scores[row]), int(self._found_in[row])) for row in best]
 
     def _describe_item(self, item: int, score: float, found_in: int | None) -> dict[str, Any]:
         items = self._index.corpus.items

@@ -29,7 +29,9 @@ def ray_session():
 
     from axn_ray.distributed.cluster import join_cluster
 
-    ray.init(num_cpus=8, include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False, logging_level="error")
+    ray.init(
+        "local", num_cpus=8, include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False, logging_level="error"
+    )
     join_cluster()
     yield
     ray.shutdown()

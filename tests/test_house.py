@@ -14,7 +14,7 @@ ALLOWED = {
     "axn_ray/core": ("axn_ray.core", "axn_ray.errors", "axn_ray.sample"),
     "axn_ray/distributed": ("axn_ray.core", "axn_ray.distributed", "axn_ray.errors", "axn_ray.sample"),
     "axn_ray/sample": ("axn_ray.errors",),
-    "jobs": ("axn_ray",),
+    "jobs": ("axn_ray", "serve_app"),
     "serve_app": ("axn_ray.core", "axn_ray.errors", "axn_ray.sample", "serve_app"),
 }
 

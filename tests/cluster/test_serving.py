@@ -4,10 +4,12 @@ import copy
 import importlib
 import inspect
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import (
     DeploymentSchema,
@@ -138,21 +140,43 @@ def test_serving_pods_share_haproxy_settings_and_the_port():
     port = serve_config()["http_options"]["port"]
     for group, template in pod_templates(cluster_specs()["serving"]).items():
         (container,) = template["spec"]["containers"]
-        settings = {entry["name"]: entry["value"] for entry in container["env"]}
+        settings = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
         assert settings == {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}, group
         assert {"name": "serve", "containerPort": port} in container["ports"], group
 
 
+def bound_names(application):
+    """Names of the deployments that an application binds."""
+    deployment = application._bound_deployment
+    inner = [argument for argument in deployment.init_args if isinstance(argument, Application)]
+    return {deployment.name}.union(*map(bound_names, inner))
+
+
+def test_autoscaling_policies_are_there_and_count_pairs():
+    (application,) = serve_config()["applications"]
+    policies = [
+        deployment["autoscaling_config"]["policy"]["policy_function"]
+        for deployment in application["deployments"]
+        if "policy" in deployment["autoscaling_config"]
+    ]
+    (path,) = policies
+    module, name = path.split(":")
+    policy = getattr(importlib.import_module(module), name)
+    for pairs, replicas in (([], 1), ([0.0], 1), ([256.0], 1), ([200.0, 100.0], 2), ([1000.0, 0.0], 4)):
+        context = SimpleNamespace(aggregated_metrics={"pending_pairs": dict(enumerate(pairs))})
+        assert policy(context) == (replicas, {})
+    assert policy(SimpleNamespace(aggregated_metrics=None)) == (1, {})
+
+
 def test_import_path_arguments_and_deployments_are_the_apps_own():
-    pytest.importorskip("serve_app.app", reason="serve_app is not there yet")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "serve_app" in project["tool"]["setuptools"]["packages"], "the images install only packages that are listed"
     (application,) = serve_config()["applications"]
     module, name = application["import_path"].split(":")
     build = getattr(importlib.import_module(module), name)
     (parameter,) = inspect.signature(build, eval_str=True).parameters.values()
-    if issubclass(parameter.annotation, BaseModel):
-        parameter.annotation.model_validate(application.get("args", {}))
+    assert issubclass(parameter.annotation, BaseModel)
+    assert bound_names(build(parameter.annotation.model_validate(application["args"]))) == DEPLOYMENTS
     own = yaml.safe_load((ROOT / "serve_app/serve.yaml").read_text())
     assert serve_errors(own, DEPLOYMENTS) == []
     assert own["applications"][0]["import_path"] == application["import_path"]

@@ -1,0 +1,44 @@
+"""Serve search over HTTP on this machine or cluster. `python -m jobs.serve --index runs/demo`, or without: the sample."""
+
+import logging
+import time
+from typing import Annotated
+
+import typer
+
+from axn_ray.command import stage_command
+from axn_ray.distributed.cluster import join_cluster
+from serve_app.config import AppArgs
+from serve_app.index_folder import locate_index
+from serve_app.keys import ApiKeys, check_bind
+
+logger = logging.getLogger("axn_ray")
+
+
+def run(
+    config: AppArgs,
+    host: Annotated[str, typer.Option(help="address to listen at; another than loopback needs an API key")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen at", min=1, max=65535)] = 8000,
+) -> None:
+    """Answer searches and rerank requests over HTTP until interrupted, with a page to try it at /."""
+    check_bind(host, ApiKeys(config.api_keys_file))
+    locate_index(config)  # the sample's is made here, where its progress can be seen
+    from ray import serve
+
+    from serve_app.app import build_app
+
+    join_cluster()
+    serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"encoding": "JSON"})
+    serve.run(build_app(config), name="axn")
+    logger.info("listening at http://%s:%d", host, port)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        serve.shutdown()
+
+
+command = stage_command(AppArgs, run)
+
+if __name__ == "__main__":
+    typer.run(command)
