@@ -80,6 +80,8 @@ class _Layer:
 class BertCpuEngine:
     """A `BertForSequenceClassification` that `is_fast_bert`; takes the model over. Embeddings, pooler and head in float32."""
 
+    name = "bert-cpu-1"  # stands in fingerprints: a change that rounds otherwise takes another number
+
     def __init__(self, model: Any) -> None:
         bert = model.float().eval().bert
         self._embeddings, self._pooler, self._head = bert.embeddings, bert.pooler, model.classifier

@@ -138,8 +138,12 @@ class CrossEncoder(TokenPairScorer):
             "dtype": str(dtype).removeprefix("torch."),
             "overlong": f"{config.overlong}-item",
         } | ({"label": config.label} if config.label else {})
-        is_fast = is_fast_bert(model, dtype, device)
-        engine = BertCpuEngine(model) if is_fast else TorchEngine(model, dtype, device)
+        engine: BertCpuEngine | TorchEngine
+        if is_fast_bert(model, dtype, device):
+            engine = BertCpuEngine(model)
+            self.fingerprint["engine"] = engine.name  # it rounds otherwise, by more than another batch does
+        else:
+            engine = TorchEngine(model, dtype, device)
         super().__init__(engine, template, max_length, config.overlong, config.batch_tokens, find_column(config, model.config))
 
     @property
@@ -150,4 +154,3 @@ class CrossEncoder(TokenPairScorer):
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenize n texts, queries or items, once."""
         return TokenTable.from_texts(texts, self._tokenizer)
-

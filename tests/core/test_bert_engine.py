@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from axn_ray.core.bert_engine import BertCpuEngine, is_fast_bert
+from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.engines import TorchEngine
 
 CPU = torch.device("cpu")
@@ -65,3 +66,11 @@ def test_padding_does_not_reach_the_score():
 )
 def test_takes_only_models_that_it_computes(changes, dtype, expected):
     assert is_fast_bert(tiny_bert(**changes), dtype, CPU) is expected
+
+
+def test_fingerprint_names_the_engine_where_it_rounds(tiny_cross_encoder):
+    fast, plain = (
+        CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype=d)) for d in ("bfloat16", "float32")
+    )
+    assert fast.fingerprint == {**plain.fingerprint, "dtype": "bfloat16", "engine": BertCpuEngine.name}
+    assert "engine" not in plain.fingerprint
