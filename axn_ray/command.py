@@ -5,6 +5,7 @@ Every field of the config is a flag; `--config FILE` reads the same names from Y
 
 import inspect
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import ray.exceptions
 import transformers
 import typer
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -42,12 +43,31 @@ def read_config(model: type[C], path: Path | None, flags: dict[str, Any]) -> C:
             raise InputError(f"{path} must hold `name: value` lines, not a {type(loaded).__name__}; see --help for the names")
         values.update(loaded)
     values.update({name: value for name, value in flags.items() if value not in (None, [])})
+    for name, field in model.model_fields.items():
+        if values.get(name) is not None and field.annotation == SecretStr | None:
+            values[name] = read_secret(name, str(values[name]))
     try:
         return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or model.__name__
         raise InputError(f"{name}: {first['msg']} (got {first['input']!r}); see --help for what is allowed") from error
+
+
+def read_secret(name: str, place: str) -> SecretStr:
+    """A secret from `file:PATH` or `env:NAME`; never from the command line or a config file themselves.
+
+    Raises:
+        InputError: another form, or nothing is there.
+    """
+    kind, _, where = place.partition(":")
+    if kind not in ("file", "env"):
+        raise InputError(f"{name} must be file:PATH or env:NAME, where the secret stands, and never the secret itself")
+    path = Path(where)
+    found = os.environ.get(where, "") if kind == "env" else path.read_text() if path.is_file() else ""
+    if not found.strip():
+        raise InputError(f"{name}: nothing stands in {place}; put the secret there")
+    return SecretStr(found.strip())
 
 
 def stage_command(model: type[C], run: Callable[..., None]) -> Callable[..., None]:
@@ -67,7 +87,8 @@ def stage_command(model: type[C], run: Callable[..., None]) -> Callable[..., Non
     config_flag = Annotated[Path | None, typer.Option(help="YAML file with any of the flags below")]
     parameters.append(inspect.Parameter("config", keyword, annotation=config_flag, default=None))
     for name, field in model.model_fields.items():
-        kind: Any = field.annotation if get_origin(field.annotation) is not None else Optional[field.annotation]  # noqa: UP045
+        kind: Any = str if field.annotation == SecretStr | None else field.annotation
+        kind = kind if get_origin(kind) is not None else Optional[kind]  # noqa: UP045
         default = "" if field.is_required() else f" [default: {field.get_default(call_default_factory=True)}]"
         option = typer.Option(help=(field.description or "") + default, show_default=False)
         parameters.append(inspect.Parameter(name, keyword, annotation=Annotated[kind, option], default=None))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from axn_ray import sample
@@ -24,7 +24,7 @@ from axn_ray.core.token_scorer import TokenPairScorer
 from axn_ray.core.tokens import PairTemplate, TokenTable
 from axn_ray.errors import ModelError
 
-SOURCES = "hub id, local folder, PEFT adapter folder, or python:module:factory of a TextScorer"
+SOURCES = "hub id, local folder, PEFT adapter folder, http://SERVER#tei (or #vllm, #cohere, #jina, #axn), python:module:factory"
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer.json")
 
 
@@ -43,6 +43,10 @@ class CrossEncoderConfig(BaseModel):
     no_token: str = Field("no", description="of a causal LM: the token whose logit is taken off; empty for none")
     template: str = Field(QWEN3_TEMPLATE, description="of a causal LM: what it reads, with {query}, {item} and {instruction}")
     instruction: str = Field(QWEN3_INSTRUCTION, description="of a causal LM: what stands for {instruction}")
+    api_key: SecretStr | None = Field(None, description="of a server: file:PATH or env:NAME, where its key stands")
+    in_flight: int = Field(8, ge=1, description="of a server: requests at once, from each worker")
+    request_items: int = Field(32, ge=1, description="of a server: items in a request")
+    timeout: float = Field(60.0, gt=0, description="of a server: seconds for one request")
 
 
 def load_adapter_or_model(name: str, kind: Any = AutoModelForSequenceClassification) -> tuple[Any, Any]:

@@ -1,10 +1,11 @@
-"""Opens any cross-encoder by its name: weights that run here, or a Python object. Knows no model's inside."""
+"""Opens any cross-encoder by its name: weights that run here, a server, or a Python object. Knows no model's inside."""
 
 import importlib
 
 from axn_ray.core.causal_cross_encoder import CausalCrossEncoder, is_causal
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.pairs import PairScorer, TextPairScorer, TextScorer
+from axn_ray.core.remote_cross_encoder import RemoteCrossEncoder
 from axn_ray.errors import ModelError
 
 PYTHON = "python:"
@@ -18,6 +19,8 @@ def open_cross_encoder(config: CrossEncoderConfig) -> PairScorer:
     """
     if config.cross_encoder.startswith(PYTHON):
         return TextPairScorer(_make_text_scorer(config.cross_encoder.removeprefix(PYTHON)))
+    if config.cross_encoder.startswith(("http://", "https://")):
+        return RemoteCrossEncoder(config)
     return CausalCrossEncoder(config) if is_causal(config.cross_encoder) else CrossEncoder(config)
 
 

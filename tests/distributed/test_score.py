@@ -10,6 +10,7 @@ from axn_ray.core.score_store import load_scores, shard_path
 from axn_ray.distributed import score as stage
 from axn_ray.distributed.score import ScoreConfig
 from axn_ray.errors import ArtifactError, ModelError
+from tests.pair_server import logit, pair_server
 
 WORDS = "run walk close open bank dog house river slow fast eat drink speak shut move stand".split()
 
@@ -120,3 +121,27 @@ def test_a_damaged_shard_is_named(ray_session, corpus, config, tmp_path):
     shard_path(out, 3).write_bytes(b"PAR1")
     with pytest.raises(ArtifactError, match="has a damaged file"):
         load_scores(out)
+
+
+def test_a_server_scores_as_the_model_behind_it(ray_session, corpus, config, tmp_path):
+    """Two workers, a server that is busy now and then and refuses one text."""
+    poison = corpus.items.full_texts[3]
+
+    def busy(handler, _):
+        return len(handler.server.bodies) % 5 == 2 and handler.answer(429, {"error": "busy"}, Retry_After=0)
+
+    def refuse(handler, body):
+        return poison in body["texts"] and handler.answer(413, {"error": "too long"})
+
+    with pair_server() as server:
+        server.faults = [busy, refuse]
+        asked = {"cross_encoder": f"{server.url}#tei", "dtype": "auto", "choice": "all", "request_items": 7}
+        manifest = stage.score(corpus, config.model_copy(update=asked), tmp_path / "scores")
+    scores = load_scores(tmp_path / "scores")
+    assert (manifest.counts["pairs"], manifest.counts["quarantined"]) == (8 * 39, 8)
+    assert manifest.config["fingerprint"]["served"] == {"model_id": "tiny", "model_sha": "abc"}
+    for query, row in enumerate(corpus.rows_of("train")):
+        items, observed = scores.matrix.row(query)
+        assert items.tolist() == [item for item in range(40) if item != 3]
+        expected = [logit(corpus.queries.texts[row], corpus.items.full_texts[item]) for item in items]
+        np.testing.assert_allclose(observed, expected, rtol=1e-5)
