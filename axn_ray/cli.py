@@ -4,7 +4,19 @@ import typer
 
 import axn_ray
 from jobs import demo as demo_job
-from jobs import embed, evaluate, export_scores, factorize, import_scores, score, search, serve, train_cross_encoder
+from jobs import (
+    embed,
+    evaluate,
+    export_corpus,
+    export_scores,
+    factorize,
+    import_corpus,
+    import_scores,
+    score,
+    search,
+    serve,
+    train_cross_encoder,
+)
 
 app = typer.Typer(
     help="Find the items a cross-encoder would rank first, at the price of a hundred of its calls.",
@@ -27,6 +39,8 @@ def _options(
 
 
 app.command("demo")(demo_job.command)
+app.command("import")(import_corpus.command)
+app.command("export")(export_corpus.command)
 app.command("embed")(embed.command)
 app.command("score")(score.command)
 app.command("import-scores")(import_scores.command)

@@ -51,7 +51,7 @@ class CrossEncoderDeployment:
         """Score one query with n items of the index: (n,) -> (n,)."""
         if version != self._version:
             return Refused("not_ready", f"the index is being replaced ({version} by {self._version}); try again", 1.0)
-        queries = self._scorer.tokenize([query])
+        queries = self._scorer.tokenize_queries([query])
         rows = np.zeros(len(item_index), dtype=np.int32)
         tokens = count_tokens(queries)[rows] + self._item_tokens[item_index]
         return await self._score(Pairs(queries, self._items, rows, item_index, tokens), timeout_s, is_admitted)
@@ -60,7 +60,7 @@ class CrossEncoderDeployment:
         self, queries: list[str], documents: list[str], max_document_tokens: int | None, timeout_s: float
     ) -> Scored | Refused:
         """Score n pairs of texts -> (n,); one query stands for all its documents."""
-        prepared = await asyncio.to_thread(lambda: (self._scorer.tokenize(queries), self._scorer.tokenize(documents)))
+        prepared = await asyncio.to_thread(lambda: (self._scorer.tokenize_queries(queries), self._scorer.tokenize(documents)))
         items = prepared[1] if max_document_tokens is None else _cut(prepared[1], max_document_tokens)
         rows = np.arange(len(documents), dtype=np.int32)
         query_rows = rows if len(queries) == len(documents) else np.zeros_like(rows)

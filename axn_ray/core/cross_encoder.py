@@ -150,11 +150,6 @@ class CrossEncoder(TokenPairScorer):
             engine = TorchEngine(model, dtype, device)
         super().__init__(engine, template, max_length, config.overlong, config.batch_tokens, find_column(config, model.config))
 
-    @property
-    def n_special(self) -> int:
-        """Tokens that joining adds to a pair."""
-        return self._template.n_special
-
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenize n texts, queries or items, once."""
         return TokenTable.from_texts(texts, self._tokenizer)

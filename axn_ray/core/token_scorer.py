@@ -40,6 +40,11 @@ class TokenPairScorer(PairScorer):
             raise ModelError(f"max_length={max_length} has no room beside the template's {template.n_special} tokens; raise it")
         self.max_length, self._overlong, self._batch_tokens = max_length, overlong, batch_tokens
 
+    @property
+    def n_special(self) -> int:
+        """Tokens that joining adds to a pair."""
+        return self._template.n_special
+
     def score_pairs(self, queries: TokenTable, items: TokenTable, query_index: Int32Array, item_index: Int32Array) -> PairScores:
         """See `PairScorer`. Items over `max_length` meet the policy `overlong`.
 

@@ -6,6 +6,8 @@ import cohere
 import numpy as np
 import pytest
 
+from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.open_cross_encoder import open_cross_encoder
 from tests.serve_app.scorers import known_score
 
 QUERY = "who sang"
@@ -146,3 +148,13 @@ def test_errors_have_one_body(client, route, body, status, said):
 def test_unknown_fields_are_ignored_on_routes_of_others(client):
     body = {"query": QUERY, "documents": ["a"], "priority": 3, "rank_fields": ["x"]}
     assert client.post("/v1/rerank", json=body).status_code == 200
+
+
+def test_the_app_is_a_cross_encoder_to_others(url):
+    remote = open_cross_encoder(CrossEncoderConfig(cross_encoder=f"{url}#axn"))
+    items = ["run home", "a poison item", "walk uphill"]
+    rows = np.arange(3, dtype=np.int32)
+    scored = remote.score_pairs(("they run",), tuple(items), np.zeros_like(rows), rows)
+    assert list(scored.failures) == [1]
+    np.testing.assert_allclose(scored.scores[[0, 2]], [known_score("they run", items[0]), known_score("they run", items[2])])
+    assert remote.fingerprint["served"] == {"scorer": "known-v1"}
