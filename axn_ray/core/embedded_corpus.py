@@ -18,6 +18,7 @@ from axn_ray.core.corpus import SPLITS, Items, Queries, read_items, read_queries
 from axn_ray.errors import ArtifactError, InputError
 
 FloatArray = npt.NDArray[np.float32]
+ITEM_EMBEDDINGS, QUERY_EMBEDDINGS = "item_embeddings.npy", "query_embeddings.npy"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def save_embedded_corpus(folder: Path, corpus: EmbeddedCorpus) -> None:
         compression="zstd",
     )
     pa.parquet.write_table(pa.table(columns), folder / "queries.parquet", compression="zstd")
-    np.save(folder / "item_embeddings.npy", corpus.item_embeddings, allow_pickle=False)
-    np.save(folder / "query_embeddings.npy", corpus.query_embeddings, allow_pickle=False)
+    np.save(folder / ITEM_EMBEDDINGS, corpus.item_embeddings, allow_pickle=False)
+    np.save(folder / QUERY_EMBEDDINGS, corpus.query_embeddings, allow_pickle=False)
 
 
 def load_embedded_corpus(folder: Path) -> EmbeddedCorpus:
@@ -120,8 +121,8 @@ def load_embedded_corpus(folder: Path) -> EmbeddedCorpus:
     if splits is None:
         raise ArtifactError(f"{folder} has queries without splits; embed the corpus again")
     try:
-        item_embeddings = np.load(folder / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
-        query_embeddings = np.load(folder / "query_embeddings.npy", mmap_mode="r", allow_pickle=False)
+        item_embeddings = np.load(folder / ITEM_EMBEDDINGS, mmap_mode="r", allow_pickle=False)
+        query_embeddings = np.load(folder / QUERY_EMBEDDINGS, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise ArtifactError(f"{folder} has a damaged embeddings file ({error}); embed the corpus again") from error
     return EmbeddedCorpus(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, read_manifest
 from axn_ray.core.bayes import (
     CONSTANT,
@@ -25,9 +26,12 @@ from axn_ray.core.bayes import (
     whiten,
     with_constant,
 )
-from axn_ray.core.fitting import Epoch, FactorizationConfig, Fit, FitInputs, best_epoch
+from axn_ray.core.epochs import Epoch, best_epoch
+from axn_ray.core.fit_share import share_inputs
+from axn_ray.core.fitting import FactorizationConfig, FitInputs
+from axn_ray.core.gradient_fit import GradientFit
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
-from axn_ray.core.towers import GatedTower, GatedTowers
+from axn_ray.core.towers import GatedTower, split_towers
 from axn_ray.errors import ArtifactError, FitError, InputError
 
 logger = logging.getLogger(__name__)
@@ -88,37 +92,35 @@ def fit(
         FitError: the fit diverged.
     """
     inputs = FitInputs(score_matrix, item_embeddings, query_embeddings)
-    scale = inputs.fit_scale()
     if config.method == "bayes":
-        return fit_closed_form(inputs, scale, config)
-    run = Fit(inputs, scale, config)
-    while not run.is_done:
+        return fit_closed_form(inputs, inputs.fit_scale(), config)
+    if config.method == "als":
+        scale = inputs.fit_scale()
+        embeddings, epochs = fit_als(inputs, scale, config)
+        record = record_fit(epochs, inputs.start_rmse(config, scale))
+        return Factorization(embeddings, scale, None, record, index_ce_calls=score_matrix.n_observed)
+    run = GradientFit(share_inputs(inputs), config)
+    best: dict[str, Tensor] = {}
+    while not run.progress.is_done:
         run.run_epoch()
-    return build_factorization(inputs, scale, config, run.best, run.epochs)
+        if run.progress.is_at_best:
+            best = run.fitted_state()
+    record = record_fit(run.progress.epochs, run.start_rmse)
+    if not all(parameter.isfinite().all() for parameter in best.values()):
+        raise FitError(f"epoch {record.best_epoch} left NaN or infinite values; lower learning_rate={config.learning_rate}")
+    if config.method == "mf_trns":
+        return Factorization(best["items"].numpy(), run.scale, None, record, index_ce_calls=score_matrix.n_observed)
+    query_tower, item_tower = split_towers(best)
+    embeddings = item_tower.embed(item_embeddings)
+    return Factorization(embeddings, run.scale, query_tower, record, index_ce_calls=score_matrix.n_observed)
 
 
-def build_factorization(
-    inputs: FitInputs, scale: ScoreScale, config: FactorizationConfig, best: dict[str, Tensor], epochs: list[Epoch]
-) -> Factorization:
-    """Embed all items with the best epoch's parameters (`Fit.best`); warns when the fit is worse than no fit.
-
-    Raises:
-        FitError: an item embedding is NaN or infinite.
-    """
-    chosen, start_rmse = best_epoch(epochs), inputs.start_rmse(config, scale)
+def record_fit(epochs: list[Epoch], start_rmse: float) -> FitRecord:
+    """How a fit by gradient steps went; warns when it is worse than no fit."""
+    chosen = best_epoch(epochs)
     record = FitRecord(len(epochs), chosen.number, chosen.held_out_rmse, start_rmse)
-    n_observed = inputs.score_matrix.n_observed
-    if config.method == "mf_ind":
-        towers = GatedTowers(inputs.item_embeddings, inputs.query_embeddings, config.seed)
-        towers.load_state_dict(best)
-        embeddings = towers.item_tower.embed(inputs.item_embeddings)
-        built = Factorization(embeddings, scale, towers.query_tower, record, index_ce_calls=n_observed)
-    else:
-        built = Factorization(best["items"].numpy(), scale, None, record, index_ce_calls=n_observed)
-    if not np.isfinite(built.item_embeddings).all():
-        raise FitError(f"item embeddings are NaN or infinite after epoch {chosen.number}; lower learning_rate")
     _judge(record)
-    return built
+    return record
 
 
 def fit_closed_form(

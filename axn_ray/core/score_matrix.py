@@ -48,6 +48,12 @@ class ScoreMatrix:
         kept = np.concatenate([[0], np.cumsum(chosen)])[self.indptr].astype(np.int64)
         return ScoreMatrix(kept, self.item_index[chosen], self.scores[chosen], self.n_items)
 
+    def rows(self, rows: range) -> "ScoreMatrix":
+        """Only these rows, a range without gaps, with all columns."""
+        first, last = int(self.indptr[rows.start]), int(self.indptr[rows.stop])
+        indptr = self.indptr[rows.start : rows.stop + 1] - first
+        return ScoreMatrix(indptr, self.item_index[first:last], self.scores[first:last], self.n_items)
+
     @classmethod
     def from_triples(
         cls, query_index: Int32Array, item_index: Int32Array, scores: FloatArray, n_queries: int, n_items: int
@@ -99,7 +105,27 @@ class ScoreScale:
         Raises:
             InputError: fewer than two pairs, or CE scores that are all equal.
         """
-        if len(scores) < 2 or float(np.std(scores)) == 0.0:
-            raise InputError(f"{len(scores)} CE scores without spread cannot be rescaled; score more pairs or check the CE")
-        beta = float(np.std(approx_scores) / np.std(scores))
-        return cls(alpha=float(np.mean(scores) - np.mean(approx_scores) / beta), beta=beta)
+        return cls.from_moments(sum_moments(scores, approx_scores))
+
+    @classmethod
+    def from_moments(cls, moments: npt.NDArray[np.float64]) -> "ScoreScale":
+        """The same from `sum_moments`, which may be added over disjoint pairs.
+
+        Raises:
+            InputError: see `fit`.
+        """
+        n = int(moments[0])
+        mean, square, approx_mean, approx_square = moments[1:] / max(n, 1)
+        variance = square - mean**2
+        if n < 2 or variance <= 1e-12 * square:
+            raise InputError(f"{n} CE scores without spread cannot be rescaled; score more pairs or check the CE")
+        beta = float(np.sqrt(max(approx_square - approx_mean**2, 0.0) / variance))
+        if beta == 0.0:
+            raise InputError(f"the dual-encoder gives all {n} pairs the same inner product; check its embeddings")
+        return cls(alpha=float(mean - approx_mean / beta), beta=beta)
+
+
+def sum_moments(scores: FloatArray, approx_scores: FloatArray) -> npt.NDArray[np.float64]:
+    """(5,): how many pairs, the sums of their CE scores and of their squares, and both of the DE's inner products."""
+    s, a = scores.astype(np.float64), approx_scores.astype(np.float64)
+    return np.array([len(s), s.sum(), s @ s, a.sum(), a @ a])

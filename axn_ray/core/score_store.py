@@ -185,11 +185,8 @@ def load_scores(folder: Path) -> Scores:
         queries, items = _read_parquet(folder / QUERIES), _read_parquet(folder / ITEMS)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(folder, error) from error
-    numbers = sorted(int(path.stem.removeprefix("part-")) for path in (folder / "shards").glob("part-*.parquet"))
-    matrix = read_shards(folder, numbers, len(queries), len(items))
-    if matrix.n_observed != manifest.counts["pairs"]:
-        found, said = matrix.n_observed, manifest.counts["pairs"]
-        raise ArtifactError(f"{folder} has {found} rows, its manifest says {said}; score it again")
+    matrix = read_shards(folder, _list_shards(folder), len(queries), len(items))
+    _check_pairs(folder, matrix.n_observed)
     return Scores(
         matrix=matrix,
         query_ids=tuple(queries["query_id"].to_pylist()),
@@ -199,6 +196,53 @@ def load_scores(folder: Path) -> Scores:
         made_from=manifest.made_from,
         config=manifest.config,
     )
+
+
+@dataclass(frozen=True)
+class ShardSpan:
+    """One shard of a finished artifact: its number, how many rows it has, and its first and last query."""
+
+    shard: int
+    rows: int
+    first: int
+    last: int
+
+
+def read_spans(folder: Path) -> list[ShardSpan]:
+    """What the footers of a finished scores artifact say about its shards; those without rows are left out.
+
+    Raises:
+        ArtifactError: a damaged shard, or rows that do not add up.
+    """
+    spans = []
+    try:
+        for number in _list_shards(folder):
+            with shard_path(folder, number).open("rb") as stream:
+                footer = pa.parquet.ParquetFile(stream).metadata
+                groups = [footer.row_group(n).column(0).statistics for n in range(footer.num_row_groups) if footer.num_rows]
+            if groups:
+                first, last = min(group.min for group in groups), max(group.max for group in groups)
+                spans.append(ShardSpan(number, footer.num_rows, first, last))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(folder, error) from error
+    _check_pairs(folder, sum(span.rows for span in spans))
+    return spans
+
+
+def read_query_ids(folder: Path) -> list[str]:
+    """The ids of the queries of a finished scores artifact, in order of their rows."""
+    ids: list[str] = _read_parquet(folder / QUERIES)["query_id"].to_pylist()
+    return ids
+
+
+def _list_shards(folder: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("part-")) for path in (folder / "shards").glob("part-*.parquet"))
+
+
+def _check_pairs(folder: Path, found: int) -> None:
+    said = read_manifest(folder, "scores").counts["pairs"]
+    if found != said:
+        raise ArtifactError(f"{folder} has {found} rows, its manifest says {said}; score it again")
 
 
 def read_shards(folder: Path, shards: Iterable[int], n_queries: int, n_items: int) -> ScoreMatrix:

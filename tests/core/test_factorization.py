@@ -14,7 +14,10 @@ from axn_ray.core.factorization import (
     load_factorization,
     save_factorization,
 )
-from axn_ray.core.fitting import FactorizationConfig, Fit, FitInputs, share_queries
+from axn_ray.core.fit_share import share_inputs, share_queries, share_rows
+from axn_ray.core.fitting import FactorizationConfig, FitInputs
+from axn_ray.core.gradient_fit import GradientFit
+from axn_ray.core.row_parts import RowParts
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.core.towers import GatedTower, Workers
 from axn_ray.errors import ArtifactError, FitError, InputError
@@ -77,7 +80,7 @@ def held_out_errors(world, config, u, v):
     return np.array([float(u[q] @ v[i]) - scale.beta * (score - scale.alpha) for q, i, score in held_out])
 
 
-@pytest.mark.parametrize(("method", "share"), [("mf_ind", 0.2), ("mf_trns", 0.7), ("bayes", 0.1)])
+@pytest.mark.parametrize(("method", "share"), [("mf_ind", 0.2), ("mf_trns", 0.7), ("als", 0.7), ("bayes", 0.1)])
 def test_a_low_rank_matrix_is_recovered(world, method, share):
     record = fit(*world, quick(method)).record
     assert record.held_out_rmse < share * record.start_rmse
@@ -155,54 +158,76 @@ class Threads(Workers):
     """Workers that are threads of this process and meet at a barrier."""
 
     device = torch.device("cpu")
+    sent_bytes = 0
 
     def __init__(self, rank, parts, barrier):
-        self.rank, self.parts, self.barrier = rank, parts, barrier
+        self.rank, self.size, self.parts, self.barrier = rank, len(parts), parts, barrier
 
     def gather(self, rows):
-        self.parts[self.rank] = rows
+        return torch.cat(self._everyone(rows))
+
+    def exchange(self, rows, send, receive):
+        blocks = [blocks[self.rank] for blocks in self._everyone(rows.split(send))]
+        assert [len(block) for block in blocks] == receive
+        return torch.cat(blocks)
+
+    def _everyone(self, given):
+        self.parts[self.rank] = given
         self.barrier.wait(timeout=30)
-        everyone = torch.cat(self.parts)
+        everyone = list(self.parts)
         self.barrier.wait(timeout=30)
         return everyone
 
 
-def test_workers_share_a_fit_and_any_number_of_them_goes_on(small_world):
-    config = quick("mf_trns", batch_size=16)
-    inputs = FitInputs(*small_world)
-    scale, alone = inputs.fit_scale(), fit(*small_world, config)
-    states, parts, barrier = [None] * 3, [None] * 3, threading.Barrier(3)
-    shares = [range(0, 5), range(5, 5), range(5, 20)]  # one worker has nothing to do
+def on_threads(size, work):
+    """`work(workers)` on so many threads; their results."""
+    parts, barrier, results = [None] * size, threading.Barrier(size), [None] * size
 
-    def work(rank):
-        part = Fit(inputs, scale, config, shares[rank], Threads(rank, parts, barrier))
-        part.run_epoch()
-        part.run_epoch()
-        states[rank] = part.state_dict()
+    def run(rank):
+        results[rank] = work(Threads(rank, parts, barrier))
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    run = Fit(inputs, scale, config)
-    run.load_state_dict(states[0])
-    assert states[2]["model"]["queries"].shape == (20, 8)
-    while not run.is_done:
+    return results
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 30])  # 30 workers: more than there are queries
+def test_workers_share_a_fit_by_rows_and_any_number_of_them_goes_on(small_world, tmp_path, size):
+    config = quick("mf_trns", batch_size=16)
+    inputs, alone = FitInputs(*small_world), fit(*small_world, config)
+
+    def work(workers):
+        part = GradientFit(share_inputs(inputs, workers.rank, workers.size), config, workers)
+        part.run_epoch()
+        part.run_epoch()
+        part.save(tmp_path)
+        return part.fitted_state()["items"].shape
+
+    shapes = on_threads(size, work)
+    assert shapes == [(len(rows), 8) for rows in share_rows(80, size)]  # no worker holds another's rows
+    assert RowParts(tmp_path, "items-exp_avg").shape == (80, 8)
+    assert RowParts(tmp_path, "queries").shape == (20, 8)
+    run = GradientFit(share_inputs(inputs), config)
+    run.load(tmp_path)
+    while not run.progress.is_done:
         run.run_epoch()
-    np.testing.assert_allclose(run.best["items"].numpy(), alone.item_embeddings, atol=1e-5)
-    assert len(run.epochs) == alone.record.epochs
+    assert run.progress.is_at_best
+    np.testing.assert_allclose(run.fitted_state()["items"].numpy(), alone.item_embeddings, atol=1e-5)
+    assert len(run.progress.epochs) == alone.record.epochs
+    assert run.start_rmse == pytest.approx(alone.record.start_rmse, rel=1e-6)
+    assert run.scale.beta == pytest.approx(alone.scale.beta, rel=1e-6)
 
 
 def test_queries_are_shared_by_their_observations():
-    counts = np.array([9, 1, 0, 1, 1, 8, 0])
-    rows = np.repeat(np.arange(7), counts)
-    columns = np.concatenate([np.arange(n) for n in counts])
-    matrix = ScoreMatrix.from_triples(rows, columns, np.ones(20, dtype=np.float32), 7, 10)
-    assert share_queries(matrix, 1) == [range(0, 7)]
-    assert share_queries(matrix, 2) == [range(0, 2), range(2, 7)]
+    counts = np.array([9.0, 1, 0, 1, 1, 8, 0])
+    assert share_queries(counts, 1) == [range(0, 7)]
+    assert share_queries(counts, 2) == [range(0, 2), range(2, 7)]
     for workers in (3, 7, 30):
-        assert [q for share in share_queries(matrix, workers) for q in share] == list(range(7))
+        assert [q for share in share_queries(counts, workers) for q in share] == list(range(7))
+        assert [row for share in share_rows(7, workers) for row in share] == list(range(7))
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_fit(world):

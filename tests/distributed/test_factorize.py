@@ -11,10 +11,10 @@ import torch
 from axn_ray.core.artifact import check_files, read_manifest
 from axn_ray.core.factorization import fit, load_factorization
 from axn_ray.core.fitting import FactorizationConfig
-from axn_ray.core.score_matrix import ScoreMatrix
-from axn_ray.distributed.factorize import _scaling, factorize
-
-MADE_FROM = {"embeddings": "e1", "scores": "s1"}
+from axn_ray.distributed.factorize import factorize_scores
+from axn_ray.distributed.train_factorization import scale_workers
+from axn_ray.errors import FitError
+from tests.distributed.fit_world import make_world, save_world
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,13 +27,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def world():
-    rng = np.random.default_rng(0)
-    items, queries = (rng.normal(scale=32**-0.5, size=(n, 32)).astype(np.float32) for n in (2000, 300))
-    distortion = np.eye(32) + 0.25 * rng.normal(size=(32, 32))
-    scores = (3 * queries @ distortion @ items.T - 4).astype(np.float32)
-    rows = np.repeat(np.arange(300), 60)
-    columns = np.concatenate([rng.permutation(2000)[:60] for _ in range(300)])
-    return ScoreMatrix.from_triples(rows, columns, scores[rows, columns], 300, 2000), items, queries
+    return make_world()
+
+
+@pytest.fixture(scope="module")
+def stored(world, tmp_path_factory):
+    return save_world(tmp_path_factory.mktemp("world"), *world)
 
 
 @pytest.fixture(scope="module")
@@ -53,33 +52,60 @@ def config_of(method, **given):
     return FactorizationConfig(**{"method": method, "learning_rate": 3e-3, "batch_size": 256, "epochs": 3, **given})
 
 
-def run(world, config, folder, workers, storage=None):
+def run(stored, config, folder, workers, storage=None):
     storage = storage or folder / "storage"
-    return factorize(*world, config, folder / "out", made_from=MADE_FROM, num_workers=workers, threads=1, storage=storage)
+    return factorize_scores(*stored, config, folder / "out", num_workers=workers, threads=1, storage=storage)
 
 
 def assert_close(mine, theirs):
     np.testing.assert_allclose(mine.item_embeddings, theirs.item_embeddings, atol=1e-5)
-    assert (mine.scale, mine.record.best_epoch) == (theirs.scale, theirs.record.best_epoch)
+    assert mine.record.best_epoch == theirs.record.best_epoch
+    assert mine.scale.beta == pytest.approx(theirs.scale.beta, rel=1e-6)
+    assert mine.scale.alpha == pytest.approx(theirs.scale.alpha, rel=1e-6)
     assert mine.record.held_out_rmse == pytest.approx(theirs.record.held_out_rmse, rel=1e-4)
+    assert mine.record.start_rmse == pytest.approx(theirs.record.start_rmse, rel=1e-6)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_equals_one_process(ray_session, world, unbroken, tmp_path, workers):
-    config = config_of("mf_ind")
-    fitted = run(world, config, tmp_path, workers)
+@pytest.mark.parametrize(("method", "workers"), [("mf_ind", 2), ("mf_trns", 1), ("mf_trns", 3)])
+def test_any_number_of_workers_equals_one_process(ray_session, stored, unbroken, tmp_path, method, workers):
+    config = config_of(method)
+    fitted = run(stored, config, tmp_path, workers)
     assert_close(fitted, unbroken(config))
-    for mine, theirs in zip(fitted.query_tower.parameters(), unbroken(config).query_tower.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
+    if method == "mf_ind":
+        for mine, theirs in zip(fitted.query_tower.parameters(), unbroken(config).query_tower.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
     manifest = read_manifest(tmp_path / "out", "factorization")
     check_files(tmp_path / "out", manifest)
-    assert (manifest.made_from, manifest.config) == (MADE_FROM, config.model_dump(mode="json"))
+    assert manifest.config == config.model_dump(mode="json")
+    made_from = read_manifest(stored[1], "scores").made_from
+    assert manifest.made_from == {**made_from, "dual_encoder": "de"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "storage"}  # no parts are left
     assert_close(load_factorization(tmp_path / "out"), fitted)
 
 
-def test_the_closed_form_equals_one_process(ray_session, world, unbroken, tmp_path):
+def test_the_best_epoch_is_shipped_and_not_the_last(ray_session, stored, unbroken, tmp_path):
+    config = config_of("mf_trns", learning_rate=0.03, epochs=6)
+    fitted = run(stored, config, tmp_path, workers=2)
+    assert fitted.record.best_epoch < fitted.record.epochs
+    assert_close(fitted, unbroken(config))
+
+
+def test_a_fit_that_diverges_is_not_tried_again(ray_session, stored, tmp_path):
+    with pytest.raises(FitError, match=r"the error is (nan|inf) .* in epoch 1; lower learning_rate=1e\+30"):
+        run(stored, config_of("mf_trns", learning_rate=1e30), tmp_path, workers=2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_als_on_tasks_equals_one_process(ray_session, stored, unbroken, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("axn_ray.distributed.als.ITEMS_PER_TASK", 700)
+    config = FactorizationConfig(method="als", epochs=3, patience=3)
+    assert_close(run(stored, config, tmp_path, workers), unbroken(config))
+
+
+def test_the_closed_form_equals_one_process(ray_session, stored, world, unbroken, tmp_path):
     config = FactorizationConfig(method="bayes", epochs=2)
-    fitted, expected = run(world, config, tmp_path, workers=3), unbroken(config)
+    fitted, expected = run(stored, config, tmp_path, workers=3), unbroken(config)
     assert fitted.noise_variance == pytest.approx(expected.noise_variance, rel=1e-9)
     queries = world[2][:5]
     mine, theirs = (part.item_embeddings @ part.embed_queries(queries).T for part in (fitted, expected))
@@ -127,12 +153,13 @@ def seconds_of_epochs(storage, place=-1):
     return [epoch["seconds"] for epoch in torch.load(path, weights_only=True)["epochs"]]
 
 
-def test_a_killed_worker_and_a_new_driver_lose_no_epoch(ray_session, world, unbroken, tmp_path):
-    config = config_of("mf_trns", epochs=8, patience=8)
+@pytest.mark.parametrize("method", ["mf_trns", "mf_ind"])
+def test_a_killed_worker_and_a_new_driver_lose_no_epoch(ray_session, stored, unbroken, tmp_path, method):
+    config = config_of(method, epochs=8, patience=8)
     storage, kept, killed = tmp_path / "storage", tmp_path / "kept", []
     killer = threading.Thread(target=kill_one_worker, args=(storage, kept, killed), daemon=True)
     killer.start()
-    broken = run(world, config, tmp_path, workers=2)
+    broken = run(stored, config, tmp_path, workers=2)
     killer.join()
     assert killed == [2]
     before = seconds_of_epochs(kept, place=0)
@@ -141,15 +168,16 @@ def test_a_killed_worker_and_a_new_driver_lose_no_epoch(ray_session, world, unbr
     assert_close(broken, unbroken(config))
 
     # A new driver, with another number of workers, on what was left when the worker died.
-    again = run(world, config, tmp_path / "again", workers=1, storage=kept)
+    again = run(stored, config, tmp_path / "again", workers=1, storage=kept)
     assert seconds_of_epochs(kept)[: len(before)] == before
     assert len(seconds_of_epochs(kept)) == 8
     assert_close(again, unbroken(config))
 
 
 def test_a_cluster_that_is_too_small_is_named(ray_session, caplog):
-    _scaling(num_workers=2, threads=4)
+    scale_workers(2, threads=4)
+    assert scale_workers((2, 5), threads=4).num_workers == (2, 5)
     assert not caplog.records
-    scaling = _scaling(num_workers=3, threads=4)
+    scaling = scale_workers(3, threads=4)
     assert "3 workers x 4 threads need 12 CPUs, the cluster has 8" in caplog.text
     assert (scaling.num_workers, scaling.resources_per_worker) == (3, {"CPU": 4})

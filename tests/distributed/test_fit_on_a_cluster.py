@@ -1,0 +1,62 @@
+"""Fits on a real Ray cluster of two nodes, one of which is lost on the way: an elastic fit ends where an undisturbed one does."""
+
+import threading
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from axn_ray.core.factorization import fit
+from axn_ray.core.fitting import FactorizationConfig
+from axn_ray.distributed.cluster import join_cluster
+from axn_ray.distributed.factorize import factorize_scores
+from tests.distributed.fit_world import make_world, save_world
+from tests.distributed.test_cluster import FAST_HEALTH_CHECK, NODE
+from tests.distributed.test_factorize import seconds_of_epochs, training_workers, wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head and one more node, each with room for one worker; the driver sits on the head."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "_system_config": FAST_HEALTH_CHECK}
+    )
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    join_cluster()
+    other = cluster.add_node(**NODE)
+    cluster.wait_for_nodes()
+    yield cluster, other
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.parametrize("method", ["mf_trns", "mf_ind"])
+def test_a_lost_node_costs_no_epoch(cluster, tmp_path, method):
+    nodes, doomed = cluster
+    torch.set_num_threads(1)
+    world, storage = make_world(), tmp_path / "storage"
+    config = FactorizationConfig(method=method, learning_rate=3e-3, batch_size=256, epochs=10, patience=10)
+    seen = []
+
+    def lose_a_node():
+        wait_until(lambda: list(storage.glob("*/checkpoint_manager_snapshot.json")) and len(training_workers()) == 2)
+        seen.append(len(seconds_of_epochs(storage)))
+        nodes.remove_node(doomed, allow_graceful=False)
+
+    remover = threading.Thread(target=lose_a_node, daemon=True)
+    remover.start()
+    stored = save_world(tmp_path, *world)
+    threads = NODE["num_cpus"]
+    fitted = factorize_scores(*stored, config, tmp_path / "out", num_workers=(1, 2), threads=threads, storage=storage)
+    remover.join(timeout=60)
+    assert seen[0] < 10, "the node must be lost while epochs are still to be run"
+    assert sum(node["Alive"] for node in ray.nodes()) == 1
+    expected = fit(*world, config)
+    np.testing.assert_allclose(fitted.item_embeddings, expected.item_embeddings, atol=1e-5)
+    assert fitted.record.epochs == expected.record.epochs
+    assert fitted.record.held_out_rmse == pytest.approx(expected.record.held_out_rmse, rel=1e-4)
