@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 
-.PHONY: demo test setup lint check release bench bench-recall bench-sampling clean
+.PHONY: demo test setup lint check release bench bench-recall bench-sampling bench-factorize bench-indexing clean
 
 demo: setup
 	$(BIN)/axn demo --out runs/demo
@@ -53,13 +53,21 @@ $(READY): pyproject.toml constraints.txt
 # Benchmarks run with numpy's own choice of kernels.
 BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
 
-bench: bench-recall bench-sampling
+bench: bench-recall bench-sampling bench-factorize bench-indexing
 
 bench-recall: setup
 	$(BENCH) tests.benchmarks.recall
 
 bench-sampling: setup
 	$(BENCH) tests.benchmarks.sampling
+
+# Sections that were measured are kept in runs/bench-factorize; `implicit` is in the extra `bench`.
+bench-factorize: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BENCH) tests.benchmarks.factorize
+
+bench-indexing: setup
+	$(BENCH) tests.benchmarks.indexing
 
 clean:
 	rm -rf .venv-check .venv-release runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -54,8 +54,8 @@ def train_factorization(
     """Fit on Ray Train; the item embeddings are memory-mapped from a file in `folder`, which all nodes must see.
 
     Checkpoints go to `storage` under `name`; with the same ones a later call goes on where this one stopped, also with
-    another number of workers. With `num_workers` (least, most) the fit starts with the least and grows and shrinks between
-    epochs as nodes come and go.
+    another number of workers. With `num_workers` (least, most) the fit has as many as find room, and grows and shrinks
+    between epochs as nodes come and go.
 
     Raises:
         FitError: the fit diverged, or its inputs cannot be fitted.
@@ -164,7 +164,8 @@ def _train_loop(loop_config: dict[str, Any]) -> str | None:
                 loop_config["queue"].put(str(epoch))
             with tempfile.TemporaryDirectory() as folder:
                 fit.save(Path(folder))
-                ray.train.report(asdict(epoch), checkpoint=Checkpoint.from_directory(folder))
+                is_empty = not any(Path(folder).iterdir())  # a worker that holds no rows
+                ray.train.report(asdict(epoch), checkpoint=None if is_empty else Checkpoint.from_directory(folder))
     except AxnError as error:  # of figures that all workers share: all of them stop here
         return str(error)
     return None
