@@ -64,20 +64,19 @@ class RetrieverDeployment:
         embedded = await self._embed(job.query)
         fitted = self._index.factorization
         embedding = fitted.embed_queries(embedded[None, :])[0]
-        n_items = len(self._index.corpus.items)
-        shared = {"n_items": n_items, "budget": job.ce_calls, "rounds": job.rounds}
+        n_items, budget, rounds = len(self._index.corpus.items), job.ce_calls, job.rounds
         if job.method == "rnr":
-            n = min(job.ce_calls, n_items)
+            n = min(budget, n_items)
             ranking = await self._retrieve_de(Retrieve(embedded, n, np.empty(0, dtype=np.int32)))
-            return search(None, ranking.item_index, **shared), lambda: embedding
-        method = replace(METHODS["axn_ridge_mf_ind"], rounds=job.rounds)
+            return search(None, ranking.item_index, n_items=n_items, budget=budget, rounds=rounds), lambda: embedding
+        method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
         estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
 
         def estimate() -> FloatArray:
             estimated = None if estimator is None else estimator.query_embedding
             return embedding if estimated is None else estimated
 
-        return search(estimator, None, **shared), estimate
+        return search(estimator, None, n_items=n_items, budget=budget, rounds=rounds), estimate
 
     async def _score(self, query: str, items: Int32Array, timeout_s: float, is_admitted: bool) -> Scored | Refused:
         """One round's scores, from any replica that holds the same index."""

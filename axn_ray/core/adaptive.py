@@ -11,17 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from axn_ray.core.estimators import Estimator
+from axn_ray.core.estimators import Estimator, Ridge
 from axn_ray.core.index import Retrieve, Retrieved
 from axn_ray.core.ranking import order_by_score
 from axn_ray.core.score_matrix import FloatArray
+from axn_ray.core.stopping import HEAD, Stop
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError, ModelError
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Every item that was scored, best first by (score, item index): three arrays (budget,).
+    """Every item that was scored, best first by (score, item index): three arrays (n_ce_calls,), at most the budget.
 
     `score` float32 is the raw CE logit, `round` int32 (from 1) the round that chose the item. `n_known` of them were
     looked up instead of computed; they count as CE calls all the same.
@@ -57,17 +58,27 @@ def split_budget(budget: int, rounds: int) -> list[int]:
     return [share + (number < remainder) for number in range(rounds)]
 
 
-def search(estimator: Estimator | None, first_round: Int32Array | None, *, n_items: int, budget: int, rounds: int) -> Search:
+def search(
+    estimator: Estimator | None,
+    first_round: Int32Array | None,
+    *,
+    n_items: int,
+    budget: int,
+    rounds: int,
+    stop: Stop | None = None,
+) -> Search:
     """Start a search: yields requests, receives their answers, returns the result.
 
     Round 1 scores the head of `first_round` (a ranking, best first), or what lies nearest to the estimator's own query
     embedding where that is None; each later round the items not yet scored that `estimator` ranks highest. `rounds=1` with
-    a ranking is retrieve-and-rerank and needs no estimator. Exactly `budget` items are scored, none twice.
+    a ranking is retrieve-and-rerank and needs no estimator. Exactly `budget` items are scored, none twice; with a `stop`,
+    which is looked at before each round but the first, perhaps fewer.
 
     Raises:
         InputError: here, before the first round: budget or rounds out of range, no estimator for a second round, nothing
-            to start from, a first round that is too short, names an item twice or one that does not exist; while it runs:
-            an answer of another size than asked for, or with items that were scored before.
+            to start from, a first round that is too short, names an item twice or one that does not exist, a stop whose
+            estimator has no variance or whose k exceeds the budget; while it runs: an answer of another size than asked
+            for, or with items that were scored before.
         ModelError: while it runs: a score received is NaN or infinite, or the estimator gives NaN.
     """
     check_budget(n_items, budget, rounds)
@@ -78,16 +89,27 @@ def search(estimator: Estimator | None, first_round: Int32Array | None, *, n_ite
         check_first_round(first_round, shares[0], n_items)
     elif estimator is None or estimator.query_embedding is None:
         raise InputError("nothing to start the search from; give a first round or an estimator with a query embedding")
-    return _run_estimator(estimator, first_round, n_items, shares)
+    if stop is not None:
+        if not isinstance(estimator, Ridge):
+            raise InputError("target_recall needs an estimator that knows its own error; use ridge or leave it out")
+        if stop.k > budget:
+            raise InputError(f"target_recall at k={stop.k} needs k scores, budget={budget}; raise the budget or lower k")
+    return _run_estimator(estimator, first_round, n_items, shares, stop)
 
 
-def _run_estimator(estimator: Estimator | None, first_round: Int32Array | None, n_items: int, shares: list[int]) -> Search:
+def _run_estimator(
+    estimator: Estimator | None, first_round: Int32Array | None, n_items: int, shares: list[int], stop: Stop | None
+) -> Search:
     scored = _Scored(n_items)
     for share in shares:
         if first_round is not None and not scored.shares:
             chosen = first_round[:share]
         else:
-            chosen = scored.read_items((yield Retrieve(_embedding(estimator), share, scored.item_index)), share)
+            n = share if stop is None else min(max(share, HEAD), n_items - len(scored.item_index))
+            head = scored.read_retrieved((yield Retrieve(_embedding(estimator), n, scored.item_index)), n)
+            if stop is not None and isinstance(estimator, Ridge) and stop.is_reached(estimator, scored.score, *head):
+                break
+            chosen = head.item_index[:share]
         scores = scored.add(chosen, (yield Score(chosen)))
         if estimator is not None and len(scored.shares) < len(shares):
             estimator.observe(chosen, scores)
@@ -134,14 +156,14 @@ class _Scored:
         self.is_scored = np.zeros(n_items, dtype=np.bool_)
         self.shares: list[int] = []
 
-    def read_items(self, answer: FloatArray | Retrieved, n: int) -> Int32Array:
-        """The items (n,) of an answer to `Retrieve`."""
+    def read_retrieved(self, answer: FloatArray | Retrieved, n: int) -> Retrieved:
+        """An answer to `Retrieve`, n items."""
         if not isinstance(answer, Retrieved) or len(answer.item_index) != n:
             raise InputError(f"a search asked for {n} items and got {answer!r:.80}; send a Retrieved with exactly as many")
         items = answer.item_index.astype(np.int32, copy=False)
         if self.is_scored[items].any() or len(np.unique(items)) < n:
             raise InputError(f"items retrieved ({items[:5]}...) were scored before or come twice; leave the excluded out")
-        return items
+        return answer._replace(item_index=items)
 
     def add(self, chosen: Int32Array, answer: FloatArray | Retrieved) -> FloatArray:
         """Take in an answer to `Score`: the scores (n,) of the chosen items (n,), returned as float32."""

@@ -15,6 +15,7 @@ from axn_ray.core.first_round import Bm25Index, dense_first_round, random_first_
 from axn_ray.core.graph_search import gar, ladr
 from axn_ray.core.index import ItemIndex
 from axn_ray.core.score_matrix import FloatArray, ScoreScale
+from axn_ray.core.stopping import Stop
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
@@ -30,10 +31,11 @@ class Method:
     `fixed`, the same random items for every query. One round is retrieve-and-rerank (RnR); later rounds follow an
     `estimator` over the embeddings or walk the `graph` of their nearest neighbours. `blend` is the paper's lambda for
     `pinv`; the variances belong to `ridge`, learning rate and temperature to `tour`, `n_neighbours` to the graphs and
-    `depth` to `ladr`.
+    `depth` to `ladr`. With a `target_recall` of the CE's top `k`, `ridge` stops before the budget is spent where its
+    posterior allows (`core.stopping`).
 
     Raises:
-        InputError: several rounds without embeddings and either an estimator or a graph.
+        InputError: several rounds without embeddings and either an estimator or a graph; a target recall without `ridge`.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Method:
     temperature: float = 1.0
     n_neighbours: int = 16
     depth: int = 50
+    target_recall: float | None = None
+    k: int = 10
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -57,6 +61,14 @@ class Method:
         if (self.rounds > 1 or self.graph) and (self.embeddings is None or not has_policy):
             several = f"method {self.name!r} has rounds={self.rounds}"
             raise InputError(f"{several}; name its embeddings and either its estimator or its graph, or set rounds=1")
+
+        if self.target_recall is not None and self.estimator != "ridge":
+            raise InputError(f"method {self.name!r} has a target recall but no posterior; use the estimator ridge")
+
+    @property
+    def stop(self) -> Stop | None:
+        """The rule that ends its searches early, if it has one."""
+        return None if self.target_recall is None else Stop(self.target_recall, self.k)
 
     @property
     def rounds_vary(self) -> bool:
@@ -271,7 +283,7 @@ def start_search(method: Method, space: SearchSpace, query: int, budget: int) ->
     part = space.embeddings[method.embeddings]
     query_embedding = None if part.queries is None else part.queries[query]
     estimator = build_estimator(method, part.items, part.scale, query_embedding, part.noise_variance)
-    return search(estimator, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds)
+    return search(estimator, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds, stop=method.stop)
 
 
 def _rank_first(method: Method, space: SearchSpace, query: int, n: int) -> Int32Array:

@@ -33,6 +33,9 @@ class SearchConfig(CrossEncoderConfig):
     budget: int = Field(100, ge=1, description="cross-encoder calls per query, over all rounds")
     rounds: int = Field(10, ge=1, description="1 is retrieve-and-rerank")
     top_k: int = Field(10, ge=1, description="results to show")
+    target_recall: float | None = Field(
+        None, gt=0, lt=1, description="stop where this share of the top k is found; default: never"
+    )
     known_scores: list[str] = Field([], description="scores artifacts to look pairs up in before paying for a call")
 
 
@@ -67,7 +70,7 @@ class Searcher:
         self._known = _KnownQueries(config.known_scores, self._cross_encoder, corpus.items.full_texts)
 
     def search(self, query: str) -> SearchResult:
-        """Score exactly `budget` items in `rounds` rounds; all of them, best first.
+        """Score exactly `budget` items in `rounds` rounds, fewer with a `target_recall`; all of them, best first.
 
         A known pair spends the budget like any other, so that what is known changes what the search costs and nothing else.
 
@@ -81,7 +84,9 @@ class Searcher:
             raise InputError(f"budget={budget} exceeds the {n_items} items in the index; lower the budget or add items")
         fitted = self._factorization
         embedding = fitted.embed_queries(self._dual_encoder.embed_queries([query]))[0]
-        method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
+        method = replace(
+            METHODS["axn_ridge_mf_ind"], rounds=rounds, target_recall=self._config.target_recall, k=self._config.top_k
+        )
         estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
         tokens = self._cross_encoder.tokenize_queries([query])
         scorer = KnownFirst(self._cross_encoder, self._known.of_query(query))
@@ -92,7 +97,8 @@ class Searcher:
         def retrieve(request: Retrieve) -> Retrieved:
             return self._index.retrieve([request])[0]
 
-        result = run_search(search(estimator, None, n_items=n_items, budget=budget, rounds=rounds), score, retrieve)
+        running = search(estimator, None, n_items=n_items, budget=budget, rounds=rounds, stop=method.stop)
+        result = run_search(running, score, retrieve)
         return replace(result, n_known=scorer.n_known)
 
     def hits(self, result: SearchResult) -> list[Hit]:

@@ -165,6 +165,16 @@ def test_several_rounds_need_embeddings_and_one_way_to_follow_them(wrong):
         Method(name="m", first_round="de", rounds=2, **wrong)
 
 
+def test_a_target_recall_ends_the_searches_of_a_ridge_alone():
+    space, exact = make_world()
+    method = Method(**{**vars(METHODS["axn_ridge_mf_ind"]), "target_recall": 0.5, "k": 3})
+    _, whole = search_with(METHODS["axn_ridge_mf_ind"], space, 2, 200, exact.scores[2])
+    _, stopped = search_with(method, space, 2, 200, exact.scores[2])
+    assert 3 <= stopped.n_ce_calls < whole.n_ce_calls == 200
+    with pytest.raises(InputError, match="has a target recall but no posterior"):
+        Method(**{**vars(METHODS["axn_pinv_de"]), "target_recall": 0.9})
+
+
 def test_a_missing_part_is_named():
     space, _ = make_world()
     bare = SearchSpace({"de": space.embeddings["de"]}, space.query_texts)
