@@ -3,8 +3,8 @@
 import typer
 
 import axn_ray
-from jobs import demo as demo_job
 from jobs import (
+    advise,
     embed,
     evaluate,
     export_corpus,
@@ -17,6 +17,7 @@ from jobs import (
     serve,
     train_cross_encoder,
 )
+from jobs import demo as demo_job
 
 app = typer.Typer(
     help="Find the items a cross-encoder would rank first, at the price of a hundred of its calls.",
@@ -49,6 +50,7 @@ app.command("factorize")(factorize.command)
 app.command("search")(search.command)
 app.command("serve")(serve.command)
 app.command("evaluate")(evaluate.command)
+app.command("advise")(advise.command)
 app.command("train-cross-encoder")(train_cross_encoder.command)
 
 

@@ -3,6 +3,7 @@
 One query at a time, so that any number of hands can share the work. Knows no Ray and no CE: its scores are looked up.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from axn_ray.core.adaptive import SearchResult, run_search
 from axn_ray.core.corpus import Items, Queries
 from axn_ray.core.index import Retrieve, Retrieved
 from axn_ray.core.methods import Method, SearchSpace, start_search
-from axn_ray.core.metrics import exact_top_k, label_metrics, recall_at_k
+from axn_ray.core.metrics import LABEL_CUTOFF, exact_top_k, label_metrics, recall_at_k
 from axn_ray.core.score_matrix import FloatArray
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
@@ -30,8 +31,10 @@ SCHEMA = pa.schema(
         ("recall", pa.float64()),
         ("ce_calls", pa.int32()),
         ("index_ce_calls", pa.int64()),
+        ("search_seconds", pa.float64()),
         ("accuracy", pa.float64()),
         ("ndcg_at_10", pa.float64()),
+        ("found", pa.list_(pa.int32())),
     ]
 )
 
@@ -135,8 +138,10 @@ def index_labels(items: Items, queries: Queries) -> Int32Array | None:
 def evaluate_queries(examination: Examination, queries: Iterable[int]) -> pa.Table:
     """Rows of `SCHEMA` for these query indices: per query, methods x budgets x k in the plan's order.
 
+    `found` are the k best items that were scored, best first by (score, item index): what the search returns.
     `accuracy` and `ndcg_at_10` do not depend on k; they stand in each of its rows, and are null without labels.
     `index_ce_calls` is what the method's embeddings cost before the first query, null where that is not known.
+    `search_seconds` is the time of the search without the CE: what remains beside looking its scores up.
 
     Raises:
         InputError, ModelError: see `search`.
@@ -157,8 +162,8 @@ def _evaluate_query(examination: Examination, query: int) -> Iterator[dict[str, 
     searched = [_search(examination.space, method, query, budget, exact_scores) for method, budget in cells]
     labelled: list[tuple[float, float] | tuple[None, None]] = [(None, None)] * len(cells)
     if examination.labels is not None:
-        labelled = [*label_metrics([result.item_index for result, _ in searched], int(examination.labels[query]))]
-    for (method, budget), (result, ce_calls), (accuracy, ndcg) in zip(cells, searched, labelled, strict=True):
+        labelled = [*label_metrics([result.item_index for result, *_ in searched], int(examination.labels[query]))]
+    for (method, budget), (result, ce_calls, seconds), (accuracy, ndcg) in zip(cells, searched, labelled, strict=True):
         for k in plan.ks:
             yield {
                 "query_index": query,
@@ -170,20 +175,40 @@ def _evaluate_query(examination: Examination, query: int) -> Iterator[dict[str, 
                 "recall": recall_at_k(result.item_index, exact[:k]),
                 "ce_calls": ce_calls,
                 "index_ce_calls": examination.space.index_ce_calls(method),
+                "search_seconds": seconds,
                 "accuracy": accuracy,
                 "ndcg_at_10": ndcg,
+                "found": result.item_index[:k],
             }
 
 
-def _search(space: SearchSpace, method: Method, query: int, budget: int, exact_scores: FloatArray) -> tuple[SearchResult, int]:
-    """One search whose CE is the row of exact scores; also the number of scores that it asked for."""
+def exact_label_metrics(examination: Examination) -> dict[str, float]:
+    """Mean `accuracy` and `ndcg_at_10` of the CE's exact ranking; empty without labels. No search can be closer to the CE."""
+    if examination.labels is None:
+        return {}
+    pairs = zip(examination.exact.scores, examination.labels.tolist(), strict=True)
+    values = [label_metrics([exact_top_k(scores, LABEL_CUTOFF)], label)[0] for scores, label in pairs]
+    return dict(zip(("accuracy", "ndcg_at_10"), np.mean(values, axis=0).tolist(), strict=True))
+
+
+def _search(
+    space: SearchSpace, method: Method, query: int, budget: int, exact_scores: FloatArray
+) -> tuple[SearchResult, int, float]:
+    """One search whose CE is the row of exact scores; the number of scores that it asked for, and its own seconds."""
     asked: list[int] = []
+    elsewhere = 0.0
 
     def look_up(chosen: Int32Array) -> FloatArray:
+        nonlocal elsewhere
+        begun = time.perf_counter()
         asked.append(len(chosen))
-        return exact_scores[chosen]
+        scores = exact_scores[chosen]
+        elsewhere += time.perf_counter() - begun
+        return scores
 
     def retrieve(request: Retrieve) -> Retrieved:
         return space.index_of(method).retrieve([request])[0]
 
-    return run_search(start_search(method, space, query, budget), look_up, retrieve), sum(asked)
+    begun = time.perf_counter()
+    result = run_search(start_search(method, space, query, budget), look_up, retrieve)
+    return result, sum(asked), time.perf_counter() - begun - elsewhere

@@ -78,3 +78,17 @@ def bootstrap_interval(
         rng=rng,
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def permutation_p_value(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64], rng: np.random.Generator) -> float:
+    """Two-sided p-value of the difference of two means over the same queries, (n_queries,) each, by swapping pairs."""
+    tested = scipy.stats.permutation_test(
+        (values, others),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=max(1, 10_000_000 // len(values)),
+        rng=rng,
+    )
+    return float(tested.pvalue)

@@ -1,18 +1,21 @@
 """Spreads the examination over queries on Ray Data: a shard is a few queries, the bundle lies in the object store."""
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray.data import ActorPoolStrategy
 
+from axn_ray.core.choice import Choice, list_trials
+from axn_ray.core.comparison import MethodAt
+from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.evaluation import EvaluationPlan, Examination, evaluate_queries
-from axn_ray.core.methods import METHODS, choose_methods, methods_for
+from axn_ray.core.methods import METHODS, Method, choose_methods, methods_for
 from axn_ray.distributed.cluster import split_evenly
 from axn_ray.distributed.progress import track
 from axn_ray.errors import ArtifactError
@@ -20,28 +23,49 @@ from axn_ray.errors import ArtifactError
 logger = logging.getLogger(__name__)
 
 
-class EvaluateConfig(BaseModel):
-    """Which methods at which budgets, and how many workers share the queries."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EvaluateConfig(CrossEncoderConfig):
+    """Which methods at which budgets against which baseline, and how many workers share the queries."""
 
     methods: list[str] = Field([], description=f"of {', '.join(METHODS)}; default: all that the given artifacts allow")
     rounds: list[int] = Field([10], description="rounds of each method that searches; RnR has one, ANNCUR two")
     budgets: list[int] = Field([100, 200, 500], description="CE calls per query")
     k: list[int] = Field([1, 10, 100], description="recall@k to report")
+    baseline: str = Field("rnr_de", description="the method that all are compared with, at its last number of rounds")
+    choose: bool = Field(False, description="try the free settings on dev queries and keep the best; without it, test queries")
     max_queries: int | None = Field(None, ge=1, description="judge only the truth's first queries; default: all")
+    known_scores: list[str] = Field([], description="scores artifacts to look pairs up in, where truth is still to be scored")
     workers: int = Field(2, ge=1, description="processes that search")
     threads: int = Field(1, ge=1, description="CPU threads of each worker")
     shard_queries: int = Field(4, ge=1, description="queries that a worker takes at a time")
 
-    def plan(self, embeddings: Iterable[str]) -> EvaluationPlan:
-        """The part that says what is compared, given the names of the embeddings at hand.
+    @property
+    def split(self) -> Literal["dev", "test"]:
+        """The queries that this evaluation may look at: dev ones choose, test ones judge."""
+        return "dev" if self.choose else "test"
+
+    def method_names(self, embeddings: Iterable[str]) -> list[str]:
+        """Keys of the methods to compare, the baseline first where it was not named, given the embeddings at hand."""
+        names = self.methods or methods_for(embeddings)
+        return names if self.baseline in names else [self.baseline, *names]
+
+    def plan(self, embeddings: Iterable[str], chosen: Choice | None = None) -> EvaluationPlan:
+        """What is compared, given the names of the embeddings at hand: all settings to try, or those that were chosen.
 
         Raises:
             InputError: an unknown method, or see `EvaluationPlan`.
         """
-        methods = choose_methods(self.methods or methods_for(embeddings), self.rounds)
+        methods = self._list_methods(self.method_names(embeddings), chosen)
         return EvaluationPlan(methods, tuple(self.budgets), tuple(self.k))
+
+    def find_baseline(self, chosen: Choice | None = None) -> MethodAt:
+        """Name and rounds of the baseline, as they stand in the plan."""
+        method = self._list_methods([self.baseline], chosen)[-1]
+        return method.name, method.rounds
+
+    def _list_methods(self, names: Sequence[str], chosen: Choice | None) -> tuple[Method, ...]:
+        if self.choose:
+            return tuple(trial.method for trial in list_trials(names, self.rounds))
+        return choose_methods(names, self.rounds) if chosen is None else chosen.apply(names, self.rounds)
 
 
 class _EvaluateActor:

@@ -1,22 +1,22 @@
-"""The evaluation stage: artifacts in, one `evaluation` artifact out (rows, summary, table, figure)."""
+"""The evaluation stage: artifacts in, one `evaluation` artifact out (see `core.evaluation_store`)."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import pyarrow.parquet
-
-from axn_ray.core import report
-from axn_ray.core.artifact import Manifest, new_artifact, read_manifest
+from axn_ray.core.artifact import Manifest, check_same_inputs, new_artifact, read_manifest
+from axn_ray.core.choice import CHOICE, Choice, choose, list_trials, read_choice
+from axn_ray.core.comparison import Row, summarize
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus
-from axn_ray.core.evaluation import ExactScores, Examination, index_labels
+from axn_ray.core.evaluation import ExactScores, Examination, exact_label_metrics, index_labels
+from axn_ray.core.evaluation_store import KIND, Evaluation, write_evaluation, write_runs
 from axn_ray.core.factorization import Factorization, load_factorization
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.graph_search import neighbour_graph
 from axn_ray.core.methods import BM25, CUR, DE, Embeddings, SearchSpace, cur_embeddings
 from axn_ray.core.score_store import Scores, load_scores
 from axn_ray.distributed.evaluate import EvaluateConfig, evaluate
+from axn_ray.distributed.truth import calls_per_second, find_truth
 from axn_ray.errors import ArtifactError, InputError
 
 logger = logging.getLogger(__name__)
@@ -25,44 +25,78 @@ logger = logging.getLogger(__name__)
 def examine(
     config: EvaluateConfig,
     embeddings: Path,
-    truth: Path,
+    truth: Path | None,
     factorizations: Mapping[str, Path],
     out: Path,
     dense_rows: Path | None = None,
-) -> list[report.Row]:
+    choice: Path | None = None,
+) -> list[Row]:
     """Compare the methods on the truth's queries; write `out`; returns the summary rows.
 
-    `factorizations` maps a name that the methods use (`mf_trns`, `mf_ind`, `bayes`) to its artifact. `dense_rows` are
-    scores of every item for some train queries, for ANNCUR and ADACUR.
+    `truth` is scored first where it is not there, beside `out` where it is None. `factorizations` maps a name that the
+    methods use (`mf_trns`, `mf_ind`, `bayes`) to its artifact. `dense_rows` are scores of every item for some train
+    queries, for ANNCUR and ADACUR. `choice` is the evaluation on dev queries whose settings are to be judged.
 
     Raises:
         ArtifactError: artifacts that were made from different items, or truth or dense rows that are not dense.
-        InputError: the truth's queries are not in the corpus, or see `Examination` and `read_dense_rows`.
+        InputError: see `find_truth`, `Examination`, `read_dense_rows` and `read_settings`.
     """
+    truth = out.with_name(f"{out.name}_truth") if truth is None else truth
     given = {**factorizations, **({} if dense_rows is None else {CUR: dense_rows})}
-    corpus, exact = load_embedded_corpus(embeddings), load_scores(truth)
+    corpus = load_embedded_corpus(embeddings)
+    exact = find_truth(corpus, config, truth)
     for folder in (truth, *given.values()):
         kind = "scores" if folder in (truth, dense_rows) else "factorization"
         if read_manifest(folder, kind).made_from.get("items") != corpus.items.fingerprint:
             raise ArtifactError(f"{folder} was made from other items than {embeddings}; make both from one corpus")
+    chosen = None if choice is None else read_settings(choice, config, exact)
     fitted = {name: load_factorization(path) for name, path in factorizations.items()}
     rows = None if dense_rows is None else read_dense_rows(dense_rows, exact)
-    examination = build_examination(corpus, exact, fitted, config, rows)
+    examination = build_examination(corpus, exact, fitted, config, rows, chosen)
     table = evaluate(examination, workers=config.workers, threads=config.threads, shard_queries=config.shard_queries)
-    summary = report.summarize(table)
+    baseline = None if config.choose else config.find_baseline(chosen)
+    counts = {"rows": table.num_rows, "queries": examination.n_queries, "items": len(corpus.items)}
+    counts |= {f"exact_{name}": value for name, value in exact_label_metrics(examination).items()}
+    if speed := calls_per_second(truth):
+        counts["ce_calls_per_second"] = speed
+    sources = {name: str(path.name) for name, path in given.items()}
     manifest = Manifest(
-        kind="evaluation",
-        config=config.model_dump(mode="json"),
-        counts={"rows": table.num_rows, "queries": examination.n_queries},
-        made_from={"items": corpus.items.fingerprint, **{name: str(path.name) for name, path in given.items()}},
+        kind=KIND,
+        config={**config.model_dump(mode="json"), "settings": {} if chosen is None else chosen.settings, "baseline_at": baseline},
+        counts=counts,
+        made_from={"items": corpus.items.fingerprint, "cross_encoder": exact.made_from["cross_encoder"], **sources},
     )
+    summary = summarize(table, baseline=baseline)
     with new_artifact(out, manifest) as folder:
-        pyarrow.parquet.write_table(table, folder / "rows.parquet", compression="zstd")
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        (folder / "table.md").write_text(report.markdown_table(summary))
-        report.save_figure(report.draw_recall(summary, f"{len(corpus.items):,} items"), folder / "recall")
+        write_evaluation(folder, Evaluation(table, summary, manifest))
+        write_runs(folder / "runs", table, examination.exact, corpus.items.ids)
+        if config.choose:
+            trials = list_trials(config.method_names(examination.space.embeddings), config.rounds)
+            choice_made = Choice(
+                settings=choose(trials, summary),
+                queries=list(examination.exact.query_ids),
+                cross_encoder=exact.made_from["cross_encoder"],
+                budgets=config.budgets,
+                ks=config.k,
+            )
+            (folder / CHOICE).write_text(choice_made.model_dump_json(indent=1) + "\n")
     logger.info("evaluated %d queries into %s", examination.n_queries, out)
     return summary
+
+
+def read_settings(folder: Path, config: EvaluateConfig, exact: Scores) -> Choice:
+    """The settings that an evaluation on dev queries has chosen, to be judged on the truth's queries.
+
+    Raises:
+        ArtifactError: no such evaluation, or one with another cross-encoder.
+        InputError: this evaluation chooses itself, or one of its queries has chosen.
+    """
+    if config.choose:
+        raise InputError(f"--choose and --choice {folder} exclude each other; choose on dev queries, judge on test queries")
+    check_same_inputs(folder, read_manifest(folder, KIND), {"cross_encoder": exact.made_from["cross_encoder"]})
+    choice = read_choice(folder)
+    choice.check_unseen(exact.query_ids)
+    return choice
 
 
 def read_dense_rows(folder: Path, exact: Scores) -> Embeddings:
@@ -87,6 +121,7 @@ def build_examination(
     fitted: Mapping[str, Factorization],
     config: EvaluateConfig,
     cur: Embeddings | None = None,
+    chosen: Choice | None = None,
 ) -> Examination:
     """Bring truth, embeddings and plan together, over the truth's queries.
 
@@ -94,11 +129,8 @@ def build_examination(
     Graphs of nearest neighbours are built here, for the methods that walk them.
 
     Raises:
-        InputError: a query of the truth is not in the corpus.
+        InputError: see `EvaluationPlan` and `Examination`.
     """
-    unknown = [query_id for query_id in exact.query_ids if query_id not in corpus.queries.index_of]
-    if unknown:
-        raise InputError(f"the exact scores know query {unknown[0]!r}, the corpus does not; embed the same queries")
     limit = config.max_queries or len(exact.query_ids)
     query_ids = exact.query_ids[:limit]
     rows = [corpus.queries.index_of[query_id] for query_id in query_ids]
@@ -109,7 +141,7 @@ def build_examination(
         embeddings[name] = Embeddings(part.item_embeddings, embedded, part.scale, part.noise_variance, part.index_ce_calls)
     if cur is not None:
         embeddings[CUR] = cur
-    plan = config.plan(embeddings)
+    plan = config.plan(embeddings, chosen)
     walks = [method for method in plan.methods if method.graph]
     graphs = {
         name: neighbour_graph(embeddings[name].items, max(walk.n_neighbours for walk in walks if walk.embeddings == name))

@@ -1,0 +1,59 @@
+"""The exact scores that an evaluation judges by: read, or scored first, and held to the split that it may look at."""
+
+import json
+import logging
+from pathlib import Path
+
+from axn_ray.core.artifact import MANIFEST
+from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.embedded_corpus import EmbeddedCorpus
+from axn_ray.core.score_store import Scores, load_scores
+from axn_ray.distributed.evaluate import EvaluateConfig
+from axn_ray.distributed.score import ScoreConfig, score
+from axn_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def find_truth(corpus: EmbeddedCorpus, config: EvaluateConfig, folder: Path) -> Scores:
+    """Exact scores of queries that this evaluation may look at: `folder`'s, which is scored, or finished, where it must be.
+
+    Raises:
+        InputError: a query of them is not in the corpus or of another split.
+        ArtifactError, ModelError: see `score` and `load_scores`.
+    """
+    if not (folder / MANIFEST).is_file():
+        n_queries = min(len(corpus.rows_of(config.split)), config.max_queries or len(corpus.queries))
+        logger.info("scoring every item for %d %s queries into %s", n_queries, config.split, folder)
+        cross_encoder = config.model_dump(include=set(CrossEncoderConfig.model_fields))
+        shared = config.model_dump(include={"known_scores", "workers", "threads"})
+        score(corpus, ScoreConfig(split=config.split, choice="all", n_queries=n_queries, **cross_encoder, **shared), folder)
+    exact = load_scores(folder)
+    check_split(corpus, exact.query_ids, config)
+    return exact
+
+
+def check_split(corpus: EmbeddedCorpus, query_ids: tuple[str, ...], config: EvaluateConfig) -> None:
+    """Refuse to choose on test queries, to judge on dev queries, and either on train queries.
+
+    Raises:
+        InputError: a query of these is not in the corpus or of another split.
+    """
+    unknown = [query_id for query_id in query_ids if query_id not in corpus.queries.index_of]
+    if unknown:
+        raise InputError(f"the exact scores know query {unknown[0]!r}, the corpus does not; embed the same queries")
+    splits = [corpus.splits[corpus.queries.index_of[query_id]] for query_id in query_ids]
+    wrong = sorted(set(splits) - {config.split})
+    if wrong:
+        others = f"{splits.count(wrong[0])} {wrong[0]} queries"
+        if config.choose:
+            raise InputError(f"the truth holds {others}, settings are chosen on dev queries; score --split dev, or drop --choose")
+        raise InputError(f"the truth holds {others}, methods are judged on test queries; score --split test, or add --choose")
+
+
+def calls_per_second(folder: Path) -> float | None:
+    """CE calls that a worker made per second when these scores were made; None where their shards do not say."""
+    shards = [json.loads(path.read_bytes()) for path in sorted((folder / "shards").glob("part-*.json"))]
+    timed = [shard for shard in shards if "seconds" in shard and shard["rows"] > shard["known"]]
+    seconds = sum(shard["seconds"] for shard in timed)
+    return sum(shard["rows"] - shard["known"] for shard in timed) / seconds if seconds else None
