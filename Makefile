@@ -55,8 +55,9 @@ BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
 
 bench: bench-recall bench-sampling bench-factorize bench-indexing
 
+# SECTIONS="verbs record" runs some of it, KNOWN="DIR DIR" names scores to look pairs up in; see the module.
 bench-recall: setup
-	$(BENCH) tests.benchmarks.recall
+	$(BENCH) tests.benchmarks.recall $(SECTIONS) $(if $(KNOWN),--known $(KNOWN))
 
 bench-sampling: setup
 	$(BENCH) tests.benchmarks.sampling

@@ -59,7 +59,7 @@ def test_version_and_help_in_a_process_of_their_own():
 
 
 def test_every_stage_explains_itself():
-    for stage in ("demo", "embed", "score", "factorize", "search", "evaluate", "train-cross-encoder"):
+    for stage in ("demo", "embed", "score", "factorize", "search", "evaluate", "advise", "train-cross-encoder"):
         result = CliRunner().invoke(app, [stage, "--help"])
         assert result.exit_code == 0, stage
         assert "--" in result.output
@@ -160,7 +160,10 @@ def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
     assert "budget=50 exceeds the 3 items" in over
     assert not (files / "evaluation2").exists()
     partial = ["evaluate", "--embeddings", embeddings, "--truth", files / "scores", *settings, "--out", files / "evaluation2"]
-    assert "4 of 6 pairs are scored; exact truth and CUR's dense rows need all of them" in failure(*axn(*partial))
+    assert "the truth holds 2 train queries, methods are judged on test queries" in failure(*axn(*partial))
+    code, output = axn("advise", files / "evaluation", "--recall", 0.01, "--k", 1)
+    assert code == 0 and "of the exact top 1, take" in output
+    assert "k=7 was not evaluated, only 1" in failure(*axn("advise", files / "evaluation", "--k", 7))
 
 
 def test_cur_takes_dense_rows_of_a_few_train_queries(axn, files, tiny_cross_encoder):

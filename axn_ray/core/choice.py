@@ -18,7 +18,7 @@ from axn_ray.errors import ArtifactError, InputError
 CHOICE = "choice.json"
 # Settings of `Method` to try, all combinations of a method; the number of rounds comes from the evaluation's config.
 GRID: Mapping[str, Mapping[str, Sequence[float]]] = {
-    "axn_blend_mf_ind": {"blend": (0.2, 0.5, 0.8)},
+    "axn_blend_mf_ind": {"blend": (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)},
     "axn_ridge_mf_ind": {"noise_variance": (0.1, 0.25, 0.5, 1.0, 2.0)},
     "tour_de": {"learning_rate": (4.0, 16.0, 64.0), "temperature": (4.0, 16.0, 64.0)},
     "gar_de": {"n_neighbours": (8, 16, 64)},

@@ -77,11 +77,13 @@ def write_runs(folder: Path, table: pa.Table, exact: ExactScores, item_ids: Sequ
         return
     folder.mkdir()
     ids = pa.array(item_ids, pa.string())
-    table = table.filter(pc.equal(table["k"], pc.max(table["k"])))
-    for cell in table.group_by(CELL, use_threads=False).aggregate([("query_index", "list"), ("found", "list")]).to_pylist():
-        slug = re.sub(r"[^a-z0-9.]+", "_", f"{cell['method'].lower()}-r{cell['rounds']}-b{cell['budget']}")
+    deepest = table.filter(pc.equal(table["k"], pc.max(table["k"])))
+    lines: dict[str, list[bytes]] = {}
+    for row in deepest.select([*CELL, "query_index", "found"]).to_pylist():
+        slug = re.sub(r"[^a-z0-9.]+", "_", row["method"].lower()) + f"-r{row['rounds']}-b{row['budget']}"
+        found, query = np.array(row["found"], dtype=np.int32), row["query_index"]
+        item_ids_found, scores = ids.take(pa.array(found)), exact.scores[query][found]
+        lines.setdefault(slug, []).append(format_trec_lines(exact.query_ids[query], item_ids_found, scores, slug))
+    for slug, run in lines.items():
         with gzip.GzipFile(folder / f"{slug}.run.gz", "wb", mtime=0) as stream:
-            for query, found in zip(cell["query_index_list"], cell["found_list"], strict=True):
-                chosen = np.array(found, dtype=np.int32)
-                scores = exact.scores[query][chosen]
-                stream.write(format_trec_lines(exact.query_ids[query], ids.take(pa.array(chosen)), scores, slug))
+            stream.writelines(run)

@@ -48,7 +48,8 @@ def choose_lines(summary: Sequence[Row], baseline: MethodAt | None = None, round
     return [method for method in depth.items() if method in kept]
 
 
-def _new_figure(n_panels: int, height: float = 4.6, width: float = 4.2) -> tuple[Figure, list[Axes]]:
+def new_figure(n_panels: int, height: float = 4.6, width: float = 4.2) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side, `width` x `height` inches each, and the axes of the panels."""
     figure = Figure(figsize=(width * n_panels, height), layout="constrained")
     FigureCanvasAgg(figure)
     panels: list[Axes] = list(figure.subplots(1, n_panels, squeeze=False)[0])
@@ -75,7 +76,7 @@ def _style(methods: Sequence[MethodAt], method: MethodAt) -> dict[str, Any]:
 def draw_recall(summary: Sequence[Row], dataset: str, rounds: int = 10, baseline: MethodAt | None = None) -> Figure:
     """Recall against CE calls, a panel per k, a line with its 95 % band per method. Dashed lines have one round."""
     ks, methods = panels_of(summary), choose_lines(summary, baseline, rounds)
-    figure, panels = _new_figure(len(ks), height=5.4)
+    figure, panels = new_figure(len(ks), height=5.4)
     for axes, k in zip(panels, ks, strict=True):
         for method in methods:
             rows = [row for row in summary if (row["method"], row["rounds"], row["k"]) == (*method, k)]
@@ -107,7 +108,7 @@ def draw_calls_saved(summary: Sequence[Row], baseline: MethodAt) -> Figure:
     """
     ks = panels_of(summary)
     methods = [method for method in choose_lines(summary, baseline) if method != baseline]
-    figure, panels = _new_figure(len(ks), height=5.4)
+    figure, panels = new_figure(len(ks), height=5.4)
     budgets = sorted({row["budget"] for row in summary})
     for axes, k in zip(panels, ks, strict=True):
         goals = [row for row in summary if (row["method"], row["rounds"], row["k"]) == (*baseline, k)]
@@ -134,7 +135,7 @@ def draw_pareto(summary: Sequence[Row], k: int) -> Figure:
     """
     methods = [method for method in list_methods(summary) if method in choose_lines(summary)]
     budgets = sorted({row["budget"] for row in summary})
-    figure, panels = _new_figure(len(budgets), height=4.8, width=3.6)
+    figure, panels = new_figure(len(budgets), height=4.8, width=3.6)
     for axes, budget in zip(panels, budgets, strict=True):
         rows = [row for row in summary if (row["budget"], row["k"]) == (budget, k) and row["index_ce_calls"] is not None]
         rows = [row for row in rows if (row["method"], row["rounds"]) in methods]
@@ -160,7 +161,7 @@ def draw_wins(table: pa.Table, method: MethodAt, baseline: MethodAt, k: int) -> 
     """Each query's recall@k under the method against the baseline's, a panel per budget; above the line the method wins."""
     recalls = per_query(table, "recall")
     budgets = sorted({cell[2] for cell in recalls})
-    figure, panels = _new_figure(len(budgets), height=3.9, width=3.5)
+    figure, panels = new_figure(len(budgets), height=3.9, width=3.5)
     rng = np.random.default_rng(0)
     for axes, budget in zip(panels, budgets, strict=True):
         ours, theirs = recalls[*method, budget, k], recalls[*baseline, budget, k]

@@ -23,7 +23,9 @@ def terminal_table(summary: Sequence[Row]) -> Table:
     for name in header[:3]:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for name in header[3:]:  # a narrow terminal puts the bounds on a second line
-        table.add_column(name.replace("@", "\n@"), justify="right", min_width=len("100–100") if name != "ms" else 0)
+        lines = name.replace("@", "\n@")
+        width = 2 if name == "ms" else max(len("100–100"), *map(len, lines.split()))
+        table.add_column(lines, justify="right", min_width=width)
     for number, cells in enumerate(grid):
         is_last_of_budget = number + 1 == len(grid) or grid[number + 1][2] != cells[2]
         table.add_row(*cells, end_section=is_last_of_budget)

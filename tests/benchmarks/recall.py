@@ -1,71 +1,181 @@
-"""`make bench-recall`: the paper's comparison on the held-out verb world, 2000 train queries x 100 items.
+"""`make bench-recall`: the benchmark of record. Sections run alone or together, and go on where they were cut off.
 
-Everything is made here (embeddings, scores, factorizations); the exact truth is the shipped one. Scores are kept in
-runs/bench-recall, so that a run that was cut off goes on. ANNCUR and ADACUR take part where their dense rows are there:
-`axn score --embeddings runs/bench-recall/embeddings --choice all --n-queries 100 --out runs/bench-recall/dense_rows`.
+    make bench-recall                                      # everything: some hours of CE scoring on two cores
+    make bench-recall SECTIONS="verbs record"              # one world, and the documents of what there is
+    make bench-recall KNOWN="run/scores run/other_scores"  # look pairs up by their texts before paying for them
+
+verbs     13,767 items, 2000 train queries x 100 items, 100 test queries (shipped truth), all rivals. Free settings are chosen
+          on 50 dev queries, whose truth is scored here, and judged on the test queries.
+sweep     the same world: 100, 500, 2000 train queries x 25, 50, 100, 200 items, all from one scored superset.
+artifact  noun.artifact, 11,587 items: its 785 train queries x 100, 100 test queries; settings chosen by the verbs' dev queries.
+all       all 117,659 items: 2000 train queries x 100, 24 test queries; the same settings.
+record    docs/benchmarks/recall.{json,md} and figures from the sections that are done.
 """
 
+import argparse
 import shutil
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from axn_ray import sample
+from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.fitting import FactorizationConfig
-from axn_ray.core.report import markdown_table
 from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.embed import EmbedConfig, embed
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
 from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.score import ScoreConfig, score
-from tests.benchmarks.common import DOCS, record
+from tests.benchmarks import recall_record
 
 OUT = Path("runs/bench-recall")
-TRAIN_QUERIES, PER_QUERY = 2000, 100
+SECTIONS = ("verbs", "sweep", "artifact", "all", "record")
 BUDGETS = [50, 100, 200, 500]
+KS = [1, 10, 100]
+ROUNDS = [10]
+DENSE_ROWS = 50
+# At equal calls: the paper's choice for the rivals, and what helps the closed-form fit (docs/benchmarks/sampling.json) for ours.
+NEAR, MIX = {}, {"active_share": 0.3, "random_share": 0.1}
+FITS = {"mf_trns": "g_near", "mf_ind": "g_near", "bayes": "g_mix"}
+# They need a graph over all items, or dense rows.
+SMALL_WORLDS_ONLY = ("gar_de", "ladr_de", "anncur", "adacur", "adacur_random")
+SWEEP = [(n_queries, per_query) for n_queries in (100, 500, 2000) for per_query in (25, 50, 100, 200)]
+
+
+@dataclass(frozen=True)
+class World:
+    """A part of the sample: its worlds, how many train queries are scored, how many test queries judge (None: all)."""
+
+    name: str
+    worlds: list[str]
+    train_queries: int | None
+    test_queries: int | None = None
+    fits: dict[str, str] = field(default_factory=lambda: FITS)
+
+    @property
+    def folder(self):
+        return OUT / self.name
+
+
+WORLDS = {
+    "verbs": World("verbs", ["verb"], 2000),
+    "artifact": World("artifact", ["noun.artifact"], None),
+    "all": World("all", [], 2000, 24, {"mf_ind": "g_near", "bayes": "g_mix"}),
+}
+
+
+def make(folder, stage, *arguments, **settings):
+    """Run a stage that writes the artifact `folder`, unless it is there; its seconds stand beside it."""
+    if (folder / "manifest.json").exists():
+        return
+    start = time.monotonic()
+    stage(*arguments, **settings)
+    folder.with_suffix(".seconds").write_text(f"{time.monotonic() - start:.1f}\n")
+
+
+def prepare(world, known):
+    """Embed the world, score its train queries in both ways, and fit."""
+    folder = world.folder
+    make(folder / "embeddings", embed, EmbedConfig(world=world.worlds, train_queries=world.train_queries), folder / "embeddings")
+    corpus = load_embedded_corpus(folder / "embeddings")
+    for name, way in (("g_near", NEAR), ("g_mix", MIX)):
+        paid = [*known, *(str(done) for done in [folder / "g_near"] if name == "g_mix")]
+        make(folder / name, score, corpus, ScoreConfig(per_query=100, known_scores=paid, **way), folder / name)
+    for name, scores in world.fits.items():
+        fit(folder / "embeddings", folder / scores, name, folder / name)
+    return corpus
+
+
+def fit(embeddings, scores, method, out):
+    """Factorize from the start: a checkpoint of an earlier run would be gone on with, in no time."""
+    storage = out.with_name(f"{out.name}_storage")
+    shutil.rmtree(storage, ignore_errors=True)
+    settings = FactorizationConfig.model_validate({"method": method})
+    make(out, factorize_scores, embeddings, scores, settings, out, storage=storage)
+
+
+def verbs(known):
+    """The world of the shipped truth, with every rival; the dev queries' choices serve the other worlds too."""
+    world = WORLDS["verbs"]
+    corpus = prepare(world, known)
+    folder, fitted = world.folder, {name: world.folder / name for name in world.fits}
+    dense = ScoreConfig(choice="all", n_queries=DENSE_ROWS, known_scores=[*known, str(folder / "g_near")])
+    make(folder / "dense_rows", score, corpus, dense, folder / "dense_rows")
+    inputs = folder / "embeddings", folder / "dev_truth", fitted
+    shared = {"rounds": ROUNDS, "known_scores": known}
+    plan = EvaluateConfig(choose=True, budgets=[100, 500], k=KS, **shared)
+    make(folder / "dev", examine, plan, *inputs, folder / "dev", dense_rows=folder / "dense_rows")
+    judge(world, folder / "evaluation", {"methods": []}, folder / "dev", dense_rows=folder / "dense_rows")
+    for k in KS:  # the paper's lambda, the best one for each k
+        alone = {"methods": ["axn_blend_mf_ind"], "baseline": "axn_blend_mf_ind"}
+        plan = EvaluateConfig(choose=True, budgets=[100, 500], k=[k], **alone, **shared)
+        make(folder / f"dev_lambda_{k}", examine, plan, *inputs, folder / f"dev_lambda_{k}")
+        judge(world, folder / f"lambda_{k}", {**alone, "k": [k]}, folder / f"dev_lambda_{k}")
+    several = {"methods": ["axn_pinv_mf_ind", "axn_bayes"], "rounds": [2, 5, 20]}
+    judge(world, folder / "rounds", several, None)
+
+
+def judge(world, out, settings, choice, dense_rows=None):
+    """Evaluate on test queries. The verbs' truth is shipped, another world's is scored first."""
+    truth = sample.EXACT_SCORES if world.name == "verbs" else world.folder / "truth"
+    fitted = {name: world.folder / name for name in world.fits}
+    given = {"rounds": ROUNDS, "budgets": BUDGETS, "k": KS, "max_queries": world.test_queries, **settings}
+    plan = EvaluateConfig.model_validate(given)
+    make(out, examine, plan, world.folder / "embeddings", truth, fitted, out, dense_rows=dense_rows, choice=choice)
+
+
+def other(name, known):
+    """Another world, judged with the settings that the verbs' dev queries chose."""
+    world, choice = WORLDS[name], WORLDS["verbs"].folder / "dev"
+    prepare(world, known)
+    fitted = {"de", *world.fits}
+    names = [key for key in EvaluateConfig().method_names(fitted) if name != "all" or key not in SMALL_WORLDS_ONLY]
+    judge(world, world.folder / "evaluation", {"methods": names, "known_scores": known}, choice)
+
+
+def sweep(known):
+    """The paper's sweep over train queries and items each, every matrix a part of one that was scored once."""
+    folder, world = OUT / "sweep", WORLDS["verbs"]
+    embeddings = world.folder / "embeddings"
+    make(embeddings, embed, EmbedConfig(world=world.worlds, train_queries=world.train_queries), embeddings)
+    corpus = load_embedded_corpus(embeddings)
+    paid = [*known, *(str(done) for done in [world.folder / "g_near"] if (done / "manifest.json").exists())]
+    make(folder / "superset", score, corpus, ScoreConfig(per_query=200, known_scores=paid), folder / "superset")
+    for n_queries, per_query in SWEEP:
+        part = folder / f"{n_queries}x{per_query}"
+        settings = ScoreConfig(n_queries=n_queries, per_query=per_query, known_scores=[str(folder / "superset")])
+        make(part / "scores", score, corpus, settings, part / "scores")
+        for name in ("mf_ind", "bayes"):
+            fit(embeddings, part / "scores", name, part / name)
+        plan = EvaluateConfig(
+            methods=["rnr_de", "axn_pinv_de", "axn_pinv_mf_ind", "axn_bayes"], rounds=ROUNDS, budgets=[100, 500], k=KS
+        )
+        fitted = {name: part / name for name in ("mf_ind", "bayes")}
+        make(part / "evaluation", examine, plan, embeddings, sample.EXACT_SCORES, fitted, part / "evaluation")
 
 
 def main():
-    """Run every stage, timed, and record the table."""
-    join_cluster()
-    shutil.rmtree(OUT / "train", ignore_errors=True)  # or a fit would go on where an earlier one ended, in no time
-    seconds = {}
-    reused = (OUT / "scores" / "manifest.json").exists()
-
-    def timed(name, stage, *arguments, **settings):
-        start = time.monotonic()
-        result = stage(*arguments, **settings)
-        seconds[name] = round(time.monotonic() - start, 1)
-        return result
-
-    corpus = timed("embed", embed, EmbedConfig(world=["verb"], train_queries=TRAIN_QUERIES), OUT / "embeddings")
-    sealed = timed("score", score, corpus, ScoreConfig(per_query=PER_QUERY), OUT / "scores")
-    factorizations = {name: OUT / name for name in ("mf_trns", "mf_ind", "bayes")}
-    for name, folder in factorizations.items():
-        settings = FactorizationConfig.model_validate({"method": name})
-        timed(name, factorize_scores, OUT / "embeddings", OUT / "scores", settings, folder, storage=OUT / "train")
-    config = EvaluateConfig(budgets=BUDGETS, rounds=[5, 10])
-    rows = OUT / "dense_rows" if (OUT / "dense_rows" / "manifest.json").exists() else None
-    inputs = OUT / "embeddings", sample.EXACT_SCORES, factorizations
-    summary = timed("evaluate", examine, config, *inputs, OUT / "evaluation", dense_rows=rows)
-    DOCS.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        shutil.copy(OUT / "evaluation" / f"recall.{ending}", DOCS / f"recall.{ending}")
-    (DOCS / "recall.md").write_text(markdown_table(summary))
-
-    def at(method, rounds, budget, k):
-        row = next(r for r in summary if (r["method"], r["rounds"], r["budget"], r["k"]) == (method, rounds, budget, k))
-        return round(100 * row["recall"], 1)
-
-    record(
-        "recall",
-        {"seconds": seconds, "scores_reused": reused, "index_ce_calls": sealed.counts["pairs"], "summary": summary},
-        rnr_de_at10_b100=at("RnR, DE", 1, 100, 10),
-        pinv_mf_ind_at10_b100=at("AXN pinv, MF_Ind", 10, 100, 10),
-        ridge_mf_ind_at10_b100=at("AXN ridge, MF_Ind", 10, 100, 10),
-        bayes_at10_b100=at("AXN bayes", 10, 100, 10),
-        bayes_at10_b500=at("AXN bayes", 10, 500, 10),
-    )
+    """Run the sections named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default: all")
+    parser.add_argument("--known", nargs="*", default=[], help="scores artifacts to look pairs up in")
+    given = parser.parse_args()
+    sections = given.sections or SECTIONS
+    if unknown := set(sections) - set(SECTIONS):
+        parser.error(f"section {unknown.pop()!r} is none of {', '.join(SECTIONS)}")
+    if sections != ["record"]:
+        join_cluster()
+    for section in sections:
+        match section:
+            case "verbs":
+                verbs(given.known)
+            case "sweep":
+                sweep(given.known)
+            case "record":
+                recall_record.record_all(OUT, SWEEP)
+            case name:
+                other(name, given.known)
 
 
 if __name__ == "__main__":

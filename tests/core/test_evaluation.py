@@ -12,11 +12,12 @@ from axn_ray.core.evaluation import (
     Examination,
     evaluate_in_process,
     evaluate_queries,
+    exact_label_metrics,
     index_labels,
 )
 from axn_ray.core.methods import METHODS
 from axn_ray.errors import InputError
-from tests.examinations import make_examination, small_rounds
+from tests.examinations import make_examination, small_rounds, untimed
 
 
 def test_one_row_per_query_method_budget_and_k():
@@ -61,9 +62,27 @@ def test_without_labels_the_label_metrics_are_null_and_not_zero():
 
 def test_queries_are_evaluated_independently():
     examination = make_examination()
-    assert evaluate_queries(examination, [3]).equals(
-        evaluate_in_process(examination).filter(pc.equal(pc.field("query_index"), 3)).combine_chunks()
-    )
+    whole = evaluate_in_process(examination).filter(pc.equal(pc.field("query_index"), 3))
+    assert untimed(evaluate_queries(examination, [3])).equals(untimed(whole))
+
+
+def test_what_is_found_are_the_best_k_that_were_scored():
+    examination = make_examination()
+    de, exact = examination.space.embeddings["de"], examination.exact.scores
+    for row in evaluate_in_process(examination).to_pylist():
+        scores = exact[row["query_index"]][row["found"]]
+        assert len(row["found"]) == min(row["k"], row["budget"]) and (np.diff(scores) <= 0).all()
+        assert len(set(row["found"]) & set(np.argsort(-exact[row["query_index"]])[: row["k"]])) == round(row["recall"] * row["k"])
+        if row["method"] == "RnR, DE":
+            scored = np.argsort(-(de.items @ de.queries[row["query_index"]]))[: row["budget"]]
+            best = scored[np.argsort(-exact[row["query_index"]][scored])]
+            assert row["found"] == best[: row["k"]].tolist()
+        assert row["search_seconds"] > 0
+
+
+def test_the_exact_ranking_has_the_labels_second():
+    assert exact_label_metrics(make_examination()) == {"accuracy": 0.0, "ndcg_at_10": pytest.approx(1 / np.log2(3))}
+    assert exact_label_metrics(make_examination(labels=False)) == {}
 
 
 @pytest.mark.parametrize(

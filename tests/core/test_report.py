@@ -1,15 +1,13 @@
 import io
-import json
-from dataclasses import replace
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from axn_ray.core.evaluation import EvaluationPlan, evaluate_in_process
+from axn_ray.core.comparison import summarize
+from axn_ray.core.evaluation import evaluate_in_process
 from axn_ray.core.methods import METHODS
-from axn_ray.core.report import draw_recall, markdown_table, save_figure, summarize, terminal_table
-from tests.examinations import make_examination, small_rounds
+from axn_ray.core.report import markdown_table, terminal_table
+from tests.examinations import make_examination
 
 
 @pytest.fixture(scope="module")
@@ -19,38 +17,14 @@ def table():
 
 @pytest.fixture(scope="module")
 def summary(table):
-    return summarize(table)
-
-
-def test_the_summary_is_the_mean_over_all_queries_with_bounds(table, summary):
-    assert len(summary) == len(METHODS) * 2 * 2
-    assert json.loads(json.dumps(summary)) == summary
-    row = next(r for r in summary if (r["method"], r["budget"], r["k"]) == ("RnR, DE", 60, 10))
-    values = [r["recall"] for r in table.to_pylist() if (r["method"], r["budget"], r["k"]) == ("RnR, DE", 60, 10)]
-    assert row["n_queries"] == len(values) == 6
-    assert row["recall"] == pytest.approx(np.mean(values))
-    assert row["recall_low"] < row["recall"] < row["recall_high"]
-    assert row["ce_calls"] == 60
-    assert {"accuracy", "accuracy_low", "ndcg_at_10", "ndcg_at_10_high"} <= row.keys()
-
-
-def test_the_summary_keeps_the_plans_order_and_is_reproducible(table, summary):
-    methods = list(dict.fromkeys(row["method"] for row in summary))
-    assert methods == [method.name for method in small_rounds()]
-    assert summarize(table) == summary
-
-
-def test_without_labels_only_recall_is_reported():
-    rows = summarize(evaluate_in_process(make_examination(labels=False, budgets=(20,), ks=(10,))))
-    assert "recall" in rows[0] and "accuracy" not in rows[0]
-    assert "accuracy" not in markdown_table(rows)
+    return summarize(table, baseline=("RnR, DE", 1))
 
 
 def test_the_markdown_table_has_a_line_per_method_and_budget_and_marks_the_best(summary):
     lines = markdown_table(summary).splitlines()
-    assert lines[0] == "| method | R | B | recall@1 | recall@10 | accuracy | nDCG@10 |"
+    assert lines[0] == "| method | R | B | recall@1 | recall@10 | accuracy | nDCG@10 | ms |"
     assert len(lines) == 2 + len(METHODS) * 2
-    assert all(line.count("|") == 8 for line in lines)
+    assert all(line.count("|") == 9 for line in lines)
     best = max((r for r in summary if (r["budget"], r["k"]) == (60, 10)), key=lambda r: r["recall"])
     marked = [line for line in lines if f"| {best['method']} | {best['rounds']} | 60 |" in line][0]
     assert f"**{100 * best['recall']:.1f}**" in marked
@@ -71,33 +45,25 @@ def test_a_narrow_terminal_loses_nothing(summary):
     assert "…" not in stream.getvalue() and "AXN pinv λ=0.5, MF_Ind" in stream.getvalue()
 
 
-def test_the_figure_has_a_panel_per_k_and_a_line_per_method(summary):
-    figure = draw_recall(summary, "synthetic")
-    assert [axes.get_title() for axes in figure.axes] == ["recall@1", "recall@10"]
-    for axes in figure.axes:
-        assert len(axes.lines) == len(axes.collections) == len(METHODS)
-        assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == len(METHODS)
-    assert len(figure.legends[0].get_texts()) == len(METHODS)
+def test_a_star_marks_what_differs_from_the_baseline(summary):
+    lines = markdown_table(summary).splitlines()
+    starred = [row for row in summary if row["p_value"] < 0.05]
+    assert starred
+    for row in starred:
+        line = next(line for line in lines if line.startswith(f"| {row['method']} | {row['rounds']} | {row['budget']} |"))
+        assert f"{100 * row['recall']:.1f}" in line and "*" in line
+    plain = markdown_table([{name: value for name, value in row.items() if name != "p_value"} for row in summary])
+    assert not any("* (" in line.replace("**", "") for line in plain.splitlines())
 
 
-def test_a_method_with_several_rounds_is_one_line():
-    examination = make_examination(budgets=(20,), ks=(10,))
-    ridge, rnr = small_rounds()[-1], small_rounds()[1]
-    plan = EvaluationPlan((rnr, *(replace(ridge, rounds=number) for number in (2, 10, 5))), (20,), (10,))
-    summary = summarize(evaluate_in_process(replace(examination, plan=plan)))
-
-    def labels(rounds):
-        return [line.get_label() for line in draw_recall(summary, "synthetic", rounds).figure.axes[0].lines]
-
-    assert labels(5) == ["RnR, DE", "AXN ridge, MF_Ind, R=5"]
-    assert labels(10) == labels(7) == ["RnR, DE", "AXN ridge, MF_Ind, R=10"]
-    styles = [line.get_linestyle() for line in draw_recall(summary, "synthetic").axes[0].lines]
-    assert styles == ["--", "-"]
+def test_calls_have_a_column_where_a_method_stops_before_its_budget(summary):
+    assert "calls" not in markdown_table(summary).splitlines()[0]
+    stopped = [{**row, "ce_calls": 0.7 * row["budget"]} for row in summary]
+    lines = markdown_table(stopped).splitlines()
+    assert lines[0].startswith("| method | R | B | calls | recall@1 |")
+    assert all(line.split(" | ")[3] == "14" for line in lines[2:] if line.split(" | ")[2] == "20")
 
 
-def test_the_same_figure_gives_the_same_bytes(summary, tmp_path):
-    written = [save_figure(draw_recall(summary, "synthetic"), tmp_path / name) for name in ("a", "b")]
-    for first, second in zip(*written, strict=True):
-        assert first.read_bytes() == second.read_bytes()
-    assert [path.name for path in written[0]] == ["a.png", "a.svg"]
-    assert b"<dc:date>" not in written[0][1].read_bytes()
+def test_without_labels_there_is_no_accuracy():
+    rows = summarize(evaluate_in_process(make_examination(labels=False, budgets=(20,), ks=(10,))))
+    assert "accuracy" not in markdown_table(rows)

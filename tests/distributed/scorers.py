@@ -21,6 +21,11 @@ class Slower(Slow):
     seconds = 0.2
 
 
+class Fast(Slow):
+    fingerprint = "fast-v1"
+    seconds = 0.0
+
+
 class Poisoned(Slow):
     """Raises on any batch that holds a poisoned item."""
 

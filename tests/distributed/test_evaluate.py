@@ -6,14 +6,14 @@ from axn_ray.core.evaluation import evaluate_in_process
 from axn_ray.core.methods import METHODS
 from axn_ray.distributed.evaluate import EvaluateConfig, evaluate
 from axn_ray.errors import InputError
-from tests.examinations import make_examination
+from tests.examinations import make_examination, untimed
 
 
 @pytest.mark.parametrize(("workers", "shard_queries"), [(2, 2), (1, 100)])
 def test_ray_gives_the_rows_of_one_process(ray_session, workers, shard_queries):
     examination = make_examination(n_queries=7)
     table = evaluate(examination, workers=workers, shard_queries=shard_queries)
-    assert table.equals(evaluate_in_process(examination))
+    assert untimed(table).equals(untimed(evaluate_in_process(examination)))
 
 
 def test_without_labels_the_columns_stay_null(ray_session):
@@ -43,6 +43,14 @@ def test_the_config_makes_the_plan():
 def test_without_named_methods_all_that_are_possible_are_compared():
     named = {method.name for method in EvaluateConfig().plan(["de"]).methods}
     assert named == {"RnR, DE", "RnR, BM25", "AXN pinv, DE", "GAR, DE", "LADR, DE", "TouR, DE"}
+
+
+def test_the_baseline_takes_part_with_its_last_number_of_rounds():
+    config = EvaluateConfig(methods=["axn_ridge_mf_ind"], budgets=[50])
+    assert [method.name for method in config.plan(["de", "mf_ind"]).methods] == ["RnR, DE", "AXN ridge, MF_Ind"]
+    assert config.find_baseline() == ("RnR, DE", 1)
+    config = EvaluateConfig(methods=["rnr_de", "axn_ridge_mf_ind"], rounds=[5, 10], baseline="axn_ridge_mf_ind")
+    assert config.find_baseline() == ("AXN ridge, MF_Ind", 10)
 
 
 def test_a_bad_config_is_refused():

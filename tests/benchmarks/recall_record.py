@@ -1,0 +1,154 @@
+"""What `make bench-recall` writes: one JSON with every row, tables in Markdown, and figures, from the sections that are done."""
+
+import shutil
+
+from axn_ray.core.comparison import summarize
+from axn_ray.core.evaluation_store import load_evaluation
+from axn_ray.core.figures import draw_calls_saved, draw_pareto, draw_wins, save_figure
+from axn_ray.core.report import markdown_table
+from tests.benchmarks.common import DOCS, record
+from tests.benchmarks.recall_figures import draw_sweep
+
+RNR, PAPER, OURS = ("RnR, DE", 1), ("AXN pinv, MF_Ind", 10), ("AXN bayes", 10)
+# Issue 5's targets: level of `OURS`, gain over `PAPER`; in percent, by (k, B).
+LEVELS = {(1, 100): 95, (10, 100): 78, (10, 200): 85, (10, 500): 92, (100, 500): 66}
+GAINS = {(10, 100): 14, (10, 200): 13, (10, 500): 14, (100, 500): 24}
+SHOWN = [(k, b) for b in (100, 500) for k in (1, 10, 100)]
+
+
+def record_all(out, sweep):
+    """Write docs/benchmarks/recall.json, recall.md and the figures of the sections found below `out`."""
+    worlds = {name: load_evaluation(out / name / "evaluation") for name in ("verbs", "artifact", "all") if is_done(out / name)}
+    verbs = worlds["verbs"]
+    lambdas = {k: load_evaluation(out / "verbs" / f"lambda_{k}").summary for k in (1, 10, 100)}
+    targets = judge_targets(verbs, lambdas)
+    swept = {part: load_evaluation(out / "sweep" / "{}x{}".format(*part) / "evaluation") for part in sweep if is_swept(out, part)}
+    sections = [
+        "# Recall: the benchmark of record\n",
+        "Made by `make bench-recall`; `recall.json` beside this file has every row. Percent of the exact top k that was found,",
+        "with 95 % bootstrap intervals over queries; R rounds, B CE calls per query, those of round 1 included.\n",
+    ]
+    for name, evaluation in worlds.items():
+        sections += [f"## {title(name, evaluation)}\n", compact_table(evaluation.summary)]
+    sections += ["## The targets, on the verbs\n", target_table(targets)]
+    if is_done(out / "verbs", "rounds"):
+        several = load_evaluation(out / "verbs" / "rounds").summary
+        sections += ["## Fewer and more rounds, on the verbs\n", compact_table(several)]
+    if swept:
+        sections += ["## Train queries and items each, on the verbs\n", sweep_table(swept), "![the sweep](recall_sweep.png)\n"]
+        save_figure(draw_sweep(swept), DOCS / "recall_sweep")
+    sections += ["## Every row of the verbs\n", markdown_table(verbs.summary)]
+    DOCS.mkdir(parents=True, exist_ok=True)
+    (DOCS / "recall.md").write_text("\n".join(sections))
+    draw(verbs, out)
+    timed = sorted(out.rglob("*.seconds"))
+    figures = {
+        "seconds": {str(path.relative_to(out).with_suffix("")): float(path.read_text()) for path in timed},
+        "settings": verbs.manifest.config["settings"],
+        "targets": targets,
+        "worlds": {name: {"counts": e.manifest.counts, "summary": e.summary} for name, e in worlds.items()},
+        "lambda_by_k": lambdas,
+        "sweep": {"{}x{}".format(*part): evaluation.summary for part, evaluation in swept.items()},
+    }
+    ours, paper, rerank = (at(verbs.summary, method, 10, 100)["recall"] for method in (OURS, PAPER, RNR))
+    headline = {"rnr_de_at10_b100": rerank, "pinv_mf_ind_at10_b100": paper, "bayes_at10_b100": ours}
+    rounded = {name: round(100 * value, 1) for name, value in headline.items()}
+    met = sum(target["reached"] for target in targets)
+    record("recall", figures, **rounded, targets_reached=f"{met}/{len(targets)}", worlds=len(worlds), swept=len(swept))
+
+
+def is_done(folder, name="evaluation"):
+    return (folder / name / "manifest.json").exists()
+
+
+def is_swept(out, part):
+    return is_done(out / "sweep" / "{}x{}".format(*part))
+
+
+def at(summary, method, k, budget):
+    return next(row for row in summary if (row["method"], row["rounds"], row["k"], row["budget"]) == (*method, k, budget))
+
+
+def title(name, evaluation):
+    counts = evaluation.manifest.counts
+    return f"{name}: {counts['items']:,} items, {counts['queries']} test queries"
+
+
+def compact_table(summary):
+    """A line per method, columns of k and B; index calls beside them."""
+    cells = {(row["method"], row["rounds"], row["k"], row["budget"]): row for row in summary}
+    methods = list(dict.fromkeys((row["method"], row["rounds"]) for row in summary))
+    header = ["method", "R", "index CE calls", *(f"recall@{k}, B={b}" for k, b in SHOWN)]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for method in methods:
+        rows = [cells[*method, k, b] for k, b in SHOWN]
+        calls = "unknown" if rows[0]["index_ce_calls"] is None else f"{rows[0]['index_ce_calls']:,}"
+        lines.append([method[0], str(method[1]), calls, *map(percent, rows)])
+    return table(lines)
+
+
+def percent(row, name="recall"):
+    return f"{100 * row[name]:.1f} ({100 * row[f'{name}_low']:.0f}–{100 * row[f'{name}_high']:.0f})"
+
+
+def table(lines):
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def judge_targets(verbs, lambdas):
+    """Each target of the issue: what was wanted, what was reached, with its interval."""
+    against_paper = summarize(verbs.table, baseline=PAPER)
+    found = []
+
+    def add(what, wanted, row, name, reached):
+        bounds = [round(100 * row[f"{name}_{side}"], 1) for side in ("low", "high")]
+        value = round(100 * row[name], 1)
+        found.append({"target": what, "wanted": wanted, "value": value, "interval": bounds, "reached": bool(reached)})
+
+    for (k, b), level in LEVELS.items():
+        row = at(verbs.summary, OURS, k, b)
+        add(f"recall@{k}, B={b}", level, row, "recall", 100 * row["recall"] >= level)
+    for (k, b), gain in GAINS.items():
+        row = at(against_paper, OURS, k, b)
+        add(f"gain of recall@{k} over pinv MF_Ind, B={b}", gain, row, "gain", 100 * row["gain"] >= gain)
+    for k, summary in lambdas.items():
+        for b in (100, 500):
+            best = next(row for row in summary if (row["k"], row["budget"]) == (k, b))
+            row = at(verbs.summary, OURS, k, b)
+            what = f"recall@{k} over the best λ for that k ({best['method']}), B={b}"
+            add(what, round(100 * best["recall"], 1), row, "recall", row["recall"] > best["recall"])
+    paper, rerank = at(verbs.summary, PAPER, 10, 500)["recall"], at(verbs.summary, RNR, 10, 500)["recall"]
+    ours = at(verbs.summary, OURS, 10, 100)
+    add("recall@10, B=100 against pinv MF_Ind with B=500", round(100 * paper, 1), ours, "recall", ours["recall"] >= paper)
+    ours = at(verbs.summary, OURS, 10, 50)
+    add("recall@10, B=50 against RnR DE with B=500", round(100 * rerank, 1), ours, "recall", ours["recall"] > rerank)
+    return found
+
+
+def target_table(targets):
+    lines = [["target", "wanted", "measured", "reached"], ["---", "---:", "---:", "---"]]
+    for row in targets:
+        low, high = row["interval"]
+        lines.append([row["target"], str(row["wanted"]), f"{row['value']} ({low}–{high})", "yes" if row["reached"] else "**no**"])
+    return table(lines)
+
+
+def sweep_table(swept):
+    """A line per size of the score matrix; ours and the paper's side by side, both on the dual-encoder's nearest items."""
+    columns = [(method, k, b) for k, b in ((10, 100), (100, 500)) for method in (PAPER, OURS)]
+    header = ["train queries x items", "CE calls", *(f"{method[0]}, recall@{k}, B={b}" for method, k, b in columns)]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for (n, per_query), evaluation in swept.items():
+        cells = [percent(at(evaluation.summary, *column)) for column in columns]
+        lines.append([f"{n} x {per_query}", f"{n * per_query:,}", *cells])
+    return table(lines)
+
+
+def draw(verbs, out):
+    for ending in ("png", "svg"):
+        shutil.copy(out / "verbs" / "evaluation" / f"recall.{ending}", DOCS / f"recall.{ending}")
+    save_figure(draw_calls_saved(verbs.summary, RNR), DOCS / "recall_calls_saved")
+    save_figure(draw_pareto(verbs.summary, 10), DOCS / "recall_pareto")
+    save_figure(draw_wins(verbs.table, OURS, PAPER, 10), DOCS / "recall_wins")
+
+
