@@ -27,10 +27,10 @@ def make_world(n_queries=6, n_items=300, dim=16, seed=0):
 
     scale = ScoreScale(alpha=0.5, beta=0.8)
     embeddings = {
-        "de": Embeddings(seen(truth, 1.0), seen(wishes, 1.0), scale),
-        "mf_trns": Embeddings(seen(truth, 0.2), seen(wishes, 1.0), scale),
-        "mf_ind": Embeddings(seen(truth, 0.3), seen(wishes, 0.5), ScoreScale()),
-        "bayes": Embeddings(seen(truth, 0.3), seen(wishes, 0.5), ScoreScale(), noise_variance=1.0),
+        "de": Embeddings(seen(truth, 1.0), seen(wishes, 1.0), scale, index_ce_calls=0),
+        "mf_trns": Embeddings(seen(truth, 0.2), seen(wishes, 1.0), scale, index_ce_calls=9000),
+        "mf_ind": Embeddings(seen(truth, 0.3), seen(wishes, 0.5), ScoreScale(), index_ce_calls=9000),
+        "bayes": Embeddings(seen(truth, 0.3), seen(wishes, 0.5), ScoreScale(), noise_variance=1.0, index_ce_calls=6000),
     }
     graphs = {"de": neighbour_graph(embeddings["de"].items, 16)}
     texts = tuple(" ".join(rng.choice(WORDS, 4)) for _ in range(n_items))

@@ -28,18 +28,20 @@ def advise(summary: Sequence[Row], counts: Mapping[str, float], config: AdviceCo
     """Sentences, the answer first: the cheapest way, what it saves over retrieve-and-rerank, and what the labels say.
 
     `counts` are the evaluation's: `items`, and `exact_accuracy` where there were labels. Cost is CE calls per query plus
-    the index's CE calls shared out over `queries`.
+    the index's CE calls shared out over `queries`; methods whose index calls are not known are left out.
 
     Raises:
-        InputError: k was not evaluated.
+        InputError: k was not evaluated, or of no method it is known what its index cost.
     """
     rows = [row for row in summary if row["k"] == config.k]
     if not rows:
         ks = ", ".join(str(k) for k in sorted({row["k"] for row in summary}))
         raise InputError(f"k={config.k} was not evaluated, only {ks}; name one of these or evaluate again")
+    rows = [row for row in rows if row["index_ce_calls"] is not None]
+    if not rows:
+        raise InputError("of no method is it known what its index cost in CE calls; factorize again with this version")
     goal = f"{100 * config.recall:g} % of the exact top {config.k}"
-    priced = sorted((row for row in rows if row["index_ce_calls"] is not None), key=lambda row: _cost(row, config))
-    reaching = [row for row in priced if row["recall"] >= config.recall]
+    reaching = sorted((row for row in rows if row["recall"] >= config.recall), key=lambda row: _cost(row, config))
     if not reaching:
         best = max(rows, key=lambda row: row["recall"])
         least = f"{100 * best['recall']:.1f} % is the most, with {_name(best)}"

@@ -106,13 +106,12 @@ def draw_calls_saved(summary: Sequence[Row], baseline: MethodAt) -> Figure:
 
     Below the dotted line calls are saved. A point is missing where the method's largest budget does not get there.
     """
-    ks = panels_of(summary)
-    methods = [method for method in choose_lines(summary, baseline) if method != baseline]
+    ks, methods = panels_of(summary), choose_lines(summary, baseline)
     figure, panels = new_figure(len(ks), height=5.4)
     budgets = sorted({row["budget"] for row in summary})
     for axes, k in zip(panels, ks, strict=True):
         goals = [row for row in summary if (row["method"], row["rounds"], row["k"]) == (*baseline, k)]
-        for method in methods:
+        for method in (other for other in methods if other != baseline):
             needed = [calls_to_reach(summary, method, k, row["recall"]) for row in goals]
             reached = [(row["ce_calls"], calls) for row, calls in zip(goals, needed, strict=True) if calls]
             # An empty line still stands in the legend: the method reaches the baseline nowhere.
@@ -128,12 +127,12 @@ def draw_calls_saved(summary: Sequence[Row], baseline: MethodAt) -> Figure:
     return figure
 
 
-def draw_pareto(summary: Sequence[Row], k: int) -> Figure:
+def draw_pareto(summary: Sequence[Row], k: int, baseline: MethodAt | None = None) -> Figure:
     """Recall@k against the CE calls that made the index, a panel per budget: up and to the left is better.
 
     The step line joins the points that no other beats in both. Methods whose index calls are not known are left out.
     """
-    methods = [method for method in list_methods(summary) if method in choose_lines(summary)]
+    methods = choose_lines(summary, baseline)
     budgets = sorted({row["budget"] for row in summary})
     figure, panels = new_figure(len(budgets), height=4.8, width=3.6)
     for axes, budget in zip(panels, budgets, strict=True):

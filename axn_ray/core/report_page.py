@@ -72,7 +72,7 @@ def _figures(
                 f"Indexing cost against recall@{k}",
                 "CE calls spent before the first query, and the recall they buy, with 95 % intervals. "
                 "The dotted steps join what no other method beats in both.",
-                draw_pareto(summary, k),
+                draw_pareto(summary, k, baseline),
             ),
             (
                 "Query by query",

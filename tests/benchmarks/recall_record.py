@@ -148,7 +148,7 @@ def draw(verbs, out):
     for ending in ("png", "svg"):
         shutil.copy(out / "verbs" / "evaluation" / f"recall.{ending}", DOCS / f"recall.{ending}")
     save_figure(draw_calls_saved(verbs.summary, RNR), DOCS / "recall_calls_saved")
-    save_figure(draw_pareto(verbs.summary, 10), DOCS / "recall_pareto")
+    save_figure(draw_pareto(verbs.summary, 10, RNR), DOCS / "recall_pareto")
     save_figure(draw_wins(verbs.table, OURS, PAPER, 10), DOCS / "recall_wins")
 
 

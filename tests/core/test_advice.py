@@ -89,6 +89,8 @@ def test_labels_that_the_cross_encoder_contradicts_are_told():
 def test_a_k_that_was_not_evaluated_is_refused():
     with pytest.raises(InputError, match="k=5 was not evaluated, only 10; name one of these or evaluate again"):
         advise(SUMMARY, COUNTS, AdviceConfig(k=5))
+    with pytest.raises(InputError, match="of no method is it known what its index cost in CE calls"):
+        advise([row("MF_Ind", 100, 0.9, index=None)], COUNTS, AdviceConfig())
 
 
 def test_the_truths_speed_becomes_seconds():

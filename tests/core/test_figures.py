@@ -60,9 +60,9 @@ def test_the_calls_figure_has_a_point_where_the_recall_is_reached(summary):
 
 
 def test_the_pareto_figure_joins_what_no_other_beats(summary):
-    for axes, budget in zip(draw_pareto(summary, 10).figure.axes, (20, 60), strict=True):
+    for axes, budget in zip(draw_pareto(summary, 10, BASELINE).figure.axes, (20, 60), strict=True):
         steps = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
-        rows = [row for row in summary if (row["method"], row["rounds"]) in choose_lines(summary)]
+        rows = [row for row in summary if (row["method"], row["rounds"]) in choose_lines(summary, BASELINE)]
         priced = [row for row in rows if (row["budget"], row["k"]) == (budget, 10) and row["index_ce_calls"] is not None]
         assert len(steps.get_xdata()) == len(priced)
         assert steps.get_ydata()[-1] == pytest.approx(100 * max(row["recall"] for row in priced))
