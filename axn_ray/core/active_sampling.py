@@ -1,22 +1,14 @@
 """Train pairs chosen by the search itself, from what the first pairs of each query taught. Knows no CE and no files."""
 
 import io
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
 
 from axn_ray.core.adaptive import split_budget
-from axn_ray.core.bayes import (
-    CONSTANT,
-    BayesInputs,
-    BayesModel,
-    SufficientStatistics,
-    fit_bayes,
-    sum_over_queries,
-    whiten,
-    with_constant,
-)
+from axn_ray.core.bayes import BayesModel
+from axn_ray.core.closed_form import ItemFeatures, Spread, TrainData, embed, fit_model, in_one_process
 from axn_ray.core.estimators import Ridge
 from axn_ray.core.fitting import FitInputs
 from axn_ray.core.index import ItemIndex, Retrieve
@@ -25,9 +17,9 @@ from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.core.tokens import Int32Array
 
 ROUNDS = 3
+ITERATIONS = 6
 
 Pairs = tuple[Int32Array, Int32Array]
-SumStatistics = Callable[[BayesModel, BayesInputs], SufficientStatistics]
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class ActiveModel:
         observed: ScoreMatrix,
         item_embeddings: FloatArray,
         query_embeddings: FloatArray,
-        sum_statistics: SumStatistics = sum_over_queries,
+        spread: Spread = in_one_process,
     ) -> "ActiveModel":
         """Fit to the first scores over the dual-encoder's embeddings (n_items, dim), (n_queries, dim).
 
@@ -65,8 +57,8 @@ class ActiveModel:
             FitError, InputError: see `fit_bayes` and `FitInputs`.
         """
         scale = FitInputs(observed, item_embeddings, query_embeddings).fit_scale()
-        items, queries = with_constant(item_embeddings, CONSTANT), with_constant(query_embeddings, 1.0)
-        return cls(fit_bayes(BayesInputs(items, queries, observed, scale), sum_statistics=sum_statistics), scale)
+        data = TrainData(ItemFeatures(item_embeddings), query_embeddings, observed, scale)
+        return cls(fit_model(data, ITERATIONS, spread), scale)
 
     def to_bytes(self) -> bytes:
         """As an .npz file."""
@@ -85,9 +77,9 @@ class ActiveModel:
 
     def space(self, item_embeddings: FloatArray, query_embeddings: FloatArray, observed: ScoreMatrix) -> ActiveSpace:
         """The search space of this model over the same embeddings that it was fitted to."""
-        items, query_map = whiten(self.model, with_constant(item_embeddings, CONSTANT))
-        queries = with_constant(query_embeddings, 1.0) @ query_map.T.astype(np.float32)
-        return ActiveSpace(items, queries, self.scale, self.model.noise_variance, observed)
+        found = embed(self.model, ItemFeatures(item_embeddings), query_embeddings, len(self.model.covariance))
+        items, queries = found.item_embeddings.astype(np.float32), found.embed_queries(query_embeddings)
+        return ActiveSpace(items, queries, self.scale, found.noise_variance, observed)
 
 
 def choose_actively(space: ActiveSpace, queries: range, n_active: int) -> Generator[Pairs, FloatArray, None]:

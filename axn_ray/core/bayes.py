@@ -3,26 +3,32 @@
     u_q ~ N(W x_q, Sigma)        y_qi = v_i . u_q + noise,  noise ~ N(0, sigma²)
 
 `v_i` are item features (n_items, dim), `x_q` query features (n_queries, n_features), `y` scaled CE scores. Every sum
-runs over queries alone, so `e_step` of disjoint queries can be added. Knows no CE, no Ray and no search.
+runs over queries alone, so the `e_step`s of disjoint queries can be added. Knows no CE, no Ray and no search.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
+import scipy.linalg.blas
+import torch
 
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
-from axn_ray.errors import FitError, InputError
+from axn_ray.errors import FitError
 
 logger = logging.getLogger(__name__)
 
 Float64Array = npt.NDArray[np.float64]
 
 WEIGHT_PENALTY = 10.0
-CONSTANT = 0.3  # the item feature that carries a query's mean score; 1 on the query's side
+RANK_CUT = 1e-9  # of the largest eigenvalue
+BATCH_NUMBERS = 1 << 23  # of one padded batch of anchors
+NOT_POSITIVE = "the covariance of a query's scores is not positive definite"
+CURE = "check scores and views for NaN, constant or extreme values, or take fewer epochs"
+MIN_GAIN = 1e-3  # of log evidence per score, for another iteration
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class BayesModel:
 
 @dataclass(frozen=True)
 class BayesInputs:
-    """`item_features (n_items, dim)`, `query_features (n_queries, n_features)` float32, observed scores and their scale."""
+    """`item_features (n_items, dim)`, `query_features (n_queries, n_features)`, observed scores and their scale."""
 
     item_features: FloatArray
     query_features: FloatArray
@@ -60,40 +66,89 @@ class SufficientStatistics:
         return SufficientStatistics(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
-def e_step(model: BayesModel, inputs: BayesInputs, queries: Iterable[int]) -> SufficientStatistics:
-    """Posterior moments of the given queries, summed."""
-    dim, n_features = model.weights.shape
+SumStatistics = Callable[[BayesModel], SufficientStatistics]
+
+
+def e_step(model: BayesModel, inputs: BayesInputs) -> SufficientStatistics:
+    """Posterior moments of all queries of `inputs`, summed. The large products are in the item features' own precision.
+
+    Queries go in batches of about equally many observations, the shorter padded with items of features 0.
+    """
+    matrix, (dim, n_features) = inputs.matrix, model.weights.shape
+    counts = np.diff(matrix.indptr)
+    order = np.argsort(counts, kind="stable")
     total = SufficientStatistics(np.zeros((n_features,) * 2), np.zeros((dim, n_features)), np.zeros((dim,) * 2), 0.0, 0.0, 0, 0)
-    means, features = [], []
+    padding = np.zeros((1, dim), inputs.item_features.dtype)
+    anchors = torch.from_numpy(np.concatenate([inputs.item_features, padding]))  # the last one pads
+    spread = anchors @ torch.from_numpy(model.covariance).to(anchors.dtype)  # V Sigma, once for every item
+    x = inputs.query_features[order].astype(np.float64)
+    means = x @ model.weights.T
     shrinkage = np.zeros((dim, dim))
-    for query in queries:
-        items, scores = inputs.matrix.row(query)
-        x = inputs.query_features[query].astype(np.float64)
-        prior = model.weights @ x
-        features.append(x)
-        if not len(items):
-            means.append(prior)
-            continue
-        anchors = inputs.item_features[items].astype(np.float64)  # (m, dim)
-        spread = anchors @ model.covariance  # (m, dim)
-        gram = spread @ anchors.T + model.noise_variance * np.eye(len(items))
-        lower = scipy.linalg.cholesky(gram, lower=True)
-        residual = inputs.scale.scale(scores) - anchors @ prior
-        whitened = scipy.linalg.solve_triangular(lower, np.column_stack([spread, residual]), lower=True)
-        half, z = whitened[:, :-1], whitened[:, -1]
-        inverse = scipy.linalg.solve_triangular(lower, np.eye(len(items)), lower=True)
-        left = model.noise_variance * (inverse.T @ z)  # y - A m
-        variance = model.noise_variance * len(items) - model.noise_variance**2 * float((inverse**2).sum())  # tr(A P Aᵀ)
-        means.append(prior + half.T @ z)
-        shrinkage += half.T @ half
-        total.squared_error += float(left @ left) + variance
-        total.log_evidence -= float(np.log(np.diag(lower)).sum() + 0.5 * (z @ z) + 0.5 * len(items) * np.log(2 * np.pi))
-        total.n_observed += len(items)
-    stacked_m, stacked_x = np.array(means).reshape(-1, dim), np.array(features).reshape(-1, n_features)
-    total.n_queries = len(stacked_m)
-    total.moment_xx, total.moment_mx = stacked_x.T @ stacked_x, stacked_m.T @ stacked_x
-    total.spread = total.n_queries * model.covariance - shrinkage + stacked_m.T @ stacked_m
+    size = max(1, BATCH_NUMBERS // (dim * max(1, int(counts.max(initial=0)))))
+    for start in range(0, len(order), size):
+        batch = slice(start, start + size)
+        rows, scores = _pad(inputs, order[batch])
+        correction, half = _posterior(anchors[rows], spread[rows], means[batch], scores, model.noise_variance, total)
+        total.log_evidence += 0.5 * int((rows == matrix.n_items).sum()) * np.log(2 * np.pi * model.noise_variance)
+        means[batch] += correction
+        shrinkage += _gram(half)
+    total.n_queries, total.n_observed = len(order), matrix.n_observed
+    total.moment_xx, total.moment_mx = x.T @ x, means.T @ x
+    total.spread = total.n_queries * model.covariance - shrinkage + means.T @ means
     return total
+
+
+def _pad(inputs: BayesInputs, queries: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Observed items (n, most), `n_items` where a query has fewer, and their scaled scores (n, most)."""
+    observed = [inputs.matrix.row(query) for query in queries]
+    most = max(1, *(len(found) for found, _ in observed))
+    rows = np.full((len(queries), most), inputs.matrix.n_items, dtype=np.int64)
+    scores = np.zeros((len(queries), most))
+    for at, (found, raw) in enumerate(observed):
+        rows[at, : len(found)] = found
+        scores[at, : len(found)] = inputs.scale.scale(raw)
+    return torch.from_numpy(rows), torch.from_numpy(scores)
+
+
+def _posterior(
+    anchors: torch.Tensor,
+    spread: torch.Tensor,
+    prior: Float64Array,
+    scores: torch.Tensor,
+    noise_variance: float,
+    total: SufficientStatistics,
+) -> tuple[Float64Array, npt.NDArray[np.floating]]:
+    """Posterior means less prior means (n, dim) of n queries at once, and `L⁻¹ A Sigma` (n * m, dim) with `L Lᵀ = K`.
+
+    Anchors A (n, m, dim), spread A Sigma (n, m, dim), prior means (n, dim), scores (n, m). Adds to two sums of `total`.
+
+    Raises:
+        FitError: the scores' covariance K is not positive definite.
+    """
+    n, m, dim = anchors.shape
+    eye = torch.eye(m, dtype=torch.float64)
+    try:
+        lower = torch.linalg.cholesky((spread @ anchors.mT).double() + noise_variance * eye)
+    except torch.linalg.LinAlgError as error:
+        raise FitError(f"{NOT_POSITIVE}, at noise variance {noise_variance:.3g}; {CURE}") from error
+    inverse = torch.linalg.solve_triangular(lower, eye.expand(n, m, m), upper=False)
+    residual = scores - (anchors @ torch.from_numpy(prior).to(anchors.dtype)[:, :, None])[:, :, 0].double()
+    z = (inverse @ residual[:, :, None])[:, :, 0]
+    half = inverse.to(spread.dtype) @ spread
+    left = noise_variance * (inverse.mT @ z[:, :, None])[:, :, 0]  # y - A m
+    variance = noise_variance * n * m - noise_variance**2 * float(inverse.square().sum())  # tr(A P Aᵀ)
+    total.squared_error += float(left.square().sum()) + variance
+    determinant = torch.diagonal(lower, dim1=1, dim2=2).log().sum()
+    total.log_evidence -= float(determinant + 0.5 * z.square().sum()) + 0.5 * n * m * np.log(2 * np.pi)
+    correction = (half.mT @ z.to(half.dtype)[:, :, None])[:, :, 0]
+    return correction.double().numpy(), half.reshape(n * m, dim).numpy()
+
+
+def _gram(rows: npt.NDArray[np.floating]) -> Float64Array:
+    """`XᵀX` of rows X (n, dim) at half the cost: BLAS computes one triangle."""
+    syrk = scipy.linalg.blas.ssyrk if rows.dtype == np.float32 else scipy.linalg.blas.dsyrk
+    upper = np.triu(syrk(1.0, rows.T)).astype(np.float64)
+    return upper + np.triu(upper, 1).T
 
 
 def m_step(total: SufficientStatistics, prior_weights: Float64Array, weight_penalty: float) -> BayesModel:
@@ -109,68 +164,80 @@ def m_step(total: SufficientStatistics, prior_weights: Float64Array, weight_pena
     covariance = (total.spread - cross - cross.T + weights @ total.moment_xx @ weights.T) / total.n_queries
     noise_variance = total.squared_error / total.n_observed
     if not (np.isfinite(covariance).all() and np.isfinite(noise_variance) and noise_variance > 0):
-        raise FitError(f"the fit gave noise variance {noise_variance}; check the scores for constant or extreme values")
+        raise FitError(f"the fit gave noise variance {noise_variance}; {CURE}")
     return BayesModel(weights, (covariance + covariance.T) / 2, noise_variance)
 
 
-def sum_over_queries(model: BayesModel, inputs: BayesInputs) -> SufficientStatistics:
-    """The E-step over all queries, in this process."""
-    return e_step(model, inputs, range(inputs.matrix.n_queries))
-
-
 def fit_bayes(
-    inputs: BayesInputs,
+    sum_statistics: SumStatistics,
+    prior_weights: Float64Array,
+    variance: float,
     *,
     iterations: int = 6,
     weight_penalty: float = WEIGHT_PENALTY,
-    sum_statistics: Callable[[BayesModel, BayesInputs], SufficientStatistics] = sum_over_queries,
 ) -> BayesModel:
-    """EM from `W = identity on the leading block` (both sides start with the DE's embedding), `Sigma = tau² I`.
+    """EM from `W = prior_weights` (dim, n_features) and the scores' `variance`; ends early when the evidence hardly grows.
 
-    `sum_statistics` is the E-step over all queries: here, or spread over many hands.
+    `sum_statistics` is the E-step over all queries: in one process, or spread over many hands.
 
     Raises:
-        InputError: no observations.
-        FitError: see `m_step`.
+        FitError: the evidence is NaN or infinite, or see `m_step`.
     """
-    if not inputs.matrix.n_observed:
-        raise InputError("the score matrix is empty; score some pairs first")
-    dim, n_features = inputs.item_features.shape[1], inputs.query_features.shape[1]
-    prior_weights = np.eye(dim, n_features)
-    variance = float(np.var(inputs.scale.scale(inputs.matrix.scores)))
-    model = BayesModel(prior_weights, variance * np.eye(dim), 0.1 * variance)
+    model = BayesModel(prior_weights, variance * np.eye(len(prior_weights)), 0.1 * variance)
+    evidence: list[float] = []
     for iteration in range(1, iterations + 1):
-        total = sum_statistics(model, inputs)
+        total = sum_statistics(model)
+        evidence.append(total.log_evidence / total.n_observed)
+        if not np.isfinite(evidence[-1]):
+            raise FitError(f"the log evidence is {evidence[-1]} in iteration {iteration}; {CURE}")
         model = m_step(total, prior_weights, weight_penalty)
-        evidence = total.log_evidence / total.n_observed
-        logger.info("iteration %d: log evidence %.4f per score, noise variance %.6f", iteration, evidence, model.noise_variance)
+        said = iteration, evidence[-1], model.noise_variance
+        logger.info("iteration %d: log evidence %.4f per score, noise variance %.6f", *said)
+        if iteration > 1 and evidence[-1] - evidence[-2] < MIN_GAIN:
+            break
     return model
 
 
-def held_out_rmse(model: BayesModel, inputs: BayesInputs, held_out: ScoreMatrix) -> float:
-    """Error of the posterior mean, given `inputs`' observations, on other observations of the same queries; scaled units."""
-    squared = 0.0
-    for query in np.flatnonzero(np.diff(held_out.indptr)).tolist():
-        items, scores = inputs.matrix.row(query)
-        prior = model.weights @ inputs.query_features[query]
-        anchors = inputs.item_features[items].astype(np.float64)
-        spread = anchors @ model.covariance
-        gram = spread @ anchors.T + model.noise_variance * np.eye(len(items))
-        u = prior + spread.T @ scipy.linalg.solve(gram, inputs.scale.scale(scores) - anchors @ prior, assume_a="pos")
-        others, expected = held_out.row(query)
-        squared += float(((inputs.item_features[others] @ u - inputs.scale.scale(expected)) ** 2).sum())
-    return float(np.sqrt(squared / held_out.n_observed))
+@dataclass(frozen=True)
+class Coordinates:
+    """Item embeddings are `V item_map`, query embeddings `query_map x`; there `u ~ N(query_map x, I)`.
 
-
-def whiten(model: BayesModel, item_features: FloatArray) -> tuple[FloatArray, Float64Array]:
-    """Coordinates in which the prior covariance is the identity: item embeddings (n_items, dim) and a query map.
-
-    With `Sigma = R Rᵀ`: items `V R`, queries `R⁻¹ W x`; inner products are unchanged and `u ~ N(R⁻¹ W x, I)`, so
-    `Ridge` with prior variance 1 and this noise variance is the model's posterior mean. Returned map: (dim, n_features).
+    `item_map (dim, width)`, `query_map (width, n_features)`; `lost_variance` is the prior variance of a score, mean over
+    items, that these coordinates do not see: noise to the search.
     """
-    values, vectors = np.linalg.eigh(model.covariance)
-    root = np.sqrt(np.maximum(values, values.max() * 1e-10))
-    return (item_features @ (vectors * root)).astype(np.float32), (vectors / root).T @ model.weights
+
+    item_map: Float64Array
+    query_map: Float64Array
+    lost_variance: float
+
+
+def compress(model: BayesModel, item_moment: Float64Array, query_moment: Float64Array, width: int) -> Coordinates:
+    """The `width` coordinates that keep scores best, in mean square over items and queries; with width=dim they keep all.
+
+    `item_moment` C is the mean of `v vᵀ` (dim, dim), `query_moment` that of `x xᵀ`. Of a score `v . u` only
+    `C^-1/2 v . C^1/2 u` counts, whose best approximation of rank `width` is on the leading eigenvectors B of
+    `C^1/2 (Sigma + W E[x xᵀ] Wᵀ) C^1/2`. Then coordinates in which the prior covariance is the identity: with
+    `Bᵀ C^1/2 Sigma C^1/2 B = R Rᵀ`, items `V C^-1/2 B R`, queries `R⁻¹ Bᵀ C^1/2 W x`. So `Ridge` with prior variance 1 is
+    the model's posterior mean.
+    """
+    half, inverse_half = _roots(item_moment)
+    prior_moment = model.covariance + model.weights @ query_moment @ model.weights.T
+    _, vectors = np.linalg.eigh(half @ prior_moment @ half)
+    kept = vectors[:, ::-1][:, :width]
+    from_query = kept.T @ half  # (width, dim)
+    root, inverse_root = _roots(from_query @ model.covariance @ from_query.T)
+    item_map = inverse_half @ kept @ root
+    lost = np.sum(item_moment * model.covariance) - np.sum((item_moment @ item_map) * item_map)
+    return Coordinates(item_map, inverse_root @ from_query @ model.weights, max(0.0, float(lost)))
+
+
+def _roots(moment: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Square root and (pseudo-)inverse square root of a positive semi-definite matrix; directions near 0 count as 0."""
+    values, vectors = np.linalg.eigh(moment)
+    is_kept = values > values[-1] * RANK_CUT
+    root = np.sqrt(np.where(is_kept, values, 0.0))
+    inverse = np.divide(1.0, root, out=np.zeros_like(root), where=is_kept)
+    return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
 
 
 def with_constant(embeddings: FloatArray, constant: float) -> FloatArray:

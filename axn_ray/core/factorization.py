@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,17 +15,8 @@ from torch import Tensor
 
 from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, read_manifest
-from axn_ray.core.bayes import (
-    CONSTANT,
-    BayesInputs,
-    BayesModel,
-    SufficientStatistics,
-    fit_bayes,
-    held_out_rmse,
-    sum_over_queries,
-    whiten,
-    with_constant,
-)
+from axn_ray.core.bayes import with_constant
+from axn_ray.core.closed_form import ItemFeatures, Spread, StoredArray, TrainData, embed, fit_model, held_out_rmse, in_one_process
 from axn_ray.core.epochs import Epoch, best_epoch
 from axn_ray.core.fit_share import share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
@@ -54,13 +45,14 @@ class FitRecord:
 
 @dataclass(frozen=True)
 class Factorization:
-    """`item_embeddings (n_items, dim) float32`, the scale of the scores they approximate, and how queries are embedded.
+    """`item_embeddings (n_items, dim)`, the scale of the scores they approximate, and how queries are embedded.
 
+    The embeddings are float32, those of bayes float16.
     mf_ind has a `query_tower`; bayes has a `query_map (dim, DE's dim + 1) float32` and the `noise_variance` of its scores.
     `index_ce_calls` counts the scores it was fitted to, where that is known.
     """
 
-    item_embeddings: FloatArray
+    item_embeddings: StoredArray
     scale: ScoreScale
     query_tower: GatedTower | None = None
     record: FitRecord | None = None
@@ -127,29 +119,27 @@ def fit_closed_form(
     inputs: FitInputs,
     scale: ScoreScale,
     config: FactorizationConfig,
-    sum_statistics: Callable[[BayesModel, BayesInputs], SufficientStatistics] = sum_over_queries,
+    views: Sequence[StoredArray] = (),
+    spread: Spread = in_one_process,
 ) -> Factorization:
-    """`bayes`: EM over the dual-encoder's own embeddings, each with one constant feature, then coordinates with unit prior.
+    """`bayes`: EM over the dual-encoder's embeddings and other views (n_items, dim) of the items, then `width` numbers each.
 
     Its held-out RMSE is the posterior mean's, given the query's other observations.
 
     Raises:
-        FitError: see `core.bayes.m_step`.
+        FitError, InputError: see `core.bayes.fit_bayes`, `core.closed_form.embed` and `ItemFeatures`.
     """
     held_out = inputs.held_out(config)
-    bayes = BayesInputs(
-        with_constant(inputs.item_embeddings, CONSTANT),
-        with_constant(inputs.query_embeddings, 1.0),
-        inputs.score_matrix.keep(~held_out),
-        scale,
-    )
-    model = fit_bayes(bayes, iterations=config.epochs, sum_statistics=sum_statistics)
-    rmse = held_out_rmse(model, bayes, inputs.score_matrix.keep(held_out))
+    observed = inputs.score_matrix.keep(~held_out)
+    features = ItemFeatures(inputs.item_embeddings, views)
+    model = fit_model(TrainData(features, inputs.query_embeddings, observed, scale), config.epochs, spread)
+    embedded = embed(model, features, inputs.query_embeddings, config.width)
+    rmse = held_out_rmse(embedded, inputs.query_embeddings, scale, observed, inputs.score_matrix.keep(held_out))
     record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
-    embeddings, query_map = whiten(model, bayes.item_features)
     _judge(record)
     n_observed = inputs.score_matrix.n_observed
-    return Factorization(embeddings, scale, None, record, query_map.astype(np.float32), model.noise_variance, n_observed)
+    noise_variance = embedded.noise_variance
+    return Factorization(embedded.item_embeddings, scale, None, record, embedded.query_map, noise_variance, n_observed)
 
 
 def _judge(record: FitRecord) -> None:

@@ -12,30 +12,33 @@ from axn_ray.errors import InputError
 
 Rows = npt.NDArray[np.int64]
 BLOCK = 1 << 16
+VIEWS = "of bayes: what it sees of an item beside its embedding; default: what there can be of de_title, ce, ce_half"
 METHOD_DEFAULTS = {"mf_trns": {"epochs": 10}, "bayes": {"epochs": 6}, "als": {"epochs": 6, "patience": 1}}
 
 
 class FactorizationConfig(BaseModel):
-    """How to fit. The defaults are those of mf_ind; where other methods differ, `METHOD_DEFAULTS` holds theirs."""
+    """How to fit: in closed form (`bayes`), or what else is named. `METHOD_DEFAULTS` holds what differs between methods."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["mf_ind", "mf_trns", "bayes", "als"] = Field(
-        "mf_ind", description="towers over frozen embeddings, free embeddings, or a closed-form fit (als: of free embeddings)"
+        "bayes", description="the closed form over views; towers over frozen embeddings; free embeddings, by steps or by als"
     )
-    epochs: int = Field(12, ge=1, description="passes over the observations, at most; mf_trns: 10, bayes, als: 6")
+    epochs: int = Field(12, ge=1, description="passes over the observations, at most; bayes, als: 6, mf_trns: 10, mf_ind: 12")
     learning_rate: float = Field(1e-3, gt=0, description="of the gradient methods (mf_ind, mf_trns)")
     batch_size: int = Field(2048, ge=1, description="observations per step of the gradient methods, over all workers")
     validation_share: float = Field(0.05, gt=0, le=0.5, description="of the observations, held out to choose the best epoch")
     patience: int = Field(3, ge=1, description="stop after this many epochs without a smaller held-out error; als: 1")
     ridge: float = Field(0.1, gt=0, description="of als: pull per observation towards the dual-encoder's embeddings")
+    views: list[str] | None = Field(None, description=VIEWS)
+    width: int = Field(512, ge=1, description="of bayes: numbers per item, at most")
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
     def _take_defaults_of_the_method(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("method") in METHOD_DEFAULTS:
-            return {**METHOD_DEFAULTS[given["method"]], **given}
+        if isinstance(given, dict):
+            return {**METHOD_DEFAULTS.get(given.get("method", "bayes"), {}), **given}
         return given
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from axn_ray.core.artifact import (
     MANIFEST,
@@ -16,7 +15,6 @@ from axn_ray.core.artifact import (
     new_artifact,
     read_manifest,
 )
-from axn_ray.core.bayes import BayesInputs, BayesModel, SufficientStatistics, e_step
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.factorization import (
     Factorization,
@@ -29,7 +27,8 @@ from axn_ray.core.fit_share import StoredInputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.score_store import load_scores, read_query_ids, read_spans
 from axn_ray.distributed.als import factorize_by_als
-from axn_ray.distributed.cluster import split_evenly
+from axn_ray.distributed.bayes_fit import spread_on_ray
+from axn_ray.distributed.embed_views import open_views
 from axn_ray.distributed.train_factorization import train_factorization
 from axn_ray.errors import ArtifactError
 
@@ -68,7 +67,9 @@ def factorize_scores(
         stored = StoredInputs(embeddings.resolve(), scores, rows, read_spans(scores))
         if config.method == "bayes":
             inputs = FitInputs(load_scores(scores).matrix, np.asarray(corpus.item_embeddings), corpus.query_embeddings[rows])
-            fitted = fit_closed_form(inputs, inputs.fit_scale(), config, SumOnRay(most, threads))
+            cross_encoder, folder = manifest.config.get("cross_encoder"), embeddings.parent / "views"
+            views = open_views(config.views, corpus, cross_encoder, folder, most, threads)
+            fitted = fit_closed_form(inputs, inputs.fit_scale(), config, views, spread_on_ray(most, threads))
         elif config.method == "als":
             fitted = factorize_by_als(stored, config, Path(parts).resolve(), most, threads)
         else:
@@ -84,19 +85,3 @@ def name_run(config: FactorizationConfig, embeddings: Path, scores: Path) -> str
     """The same for the same fit of the same artifacts, whose manifests hold the hashes of all their files."""
     identity = {**config.model_dump(), "embeddings": hash_file(embeddings / MANIFEST), "scores": hash_file(scores / MANIFEST)}
     return f"factorization-{hash_json(identity)[:12]}"
-
-
-class SumOnRay:
-    """The E-step of `bayes`, its queries shared out over `num_workers` tasks; the inputs go to the object store once."""
-
-    def __init__(self, num_workers: int, threads: int) -> None:
-        self._num_workers, self._threads = num_workers, threads
-        self._inputs: Any = None
-
-    def __call__(self, model: BayesModel, inputs: BayesInputs) -> SufficientStatistics:
-        """Sums over all queries, added up in the order of the tasks; `inputs` are those of the first call."""
-        self._inputs = ray.put(inputs) if self._inputs is None else self._inputs
-        shares = split_evenly(inputs.matrix.n_queries, -(-inputs.matrix.n_queries // self._num_workers))
-        task = ray.remote(num_cpus=self._threads)(e_step)
-        parts = ray.get([task.remote(model, self._inputs, share) for share in shares])
-        return sum(parts[1:], parts[0])

@@ -37,8 +37,8 @@ from axn_ray.core.score_store import (
     write_into,
     write_quarantine,
 )
+from axn_ray.distributed.bayes_fit import spread_on_ray
 from axn_ray.distributed.cluster import gpus_per_worker, split_evenly
-from axn_ray.distributed.factorize import SumOnRay
 from axn_ray.distributed.progress import track
 from axn_ray.distributed.score_worker import ListedPairs, PairChooser, ScoreActor
 from axn_ray.errors import ArtifactError
@@ -188,8 +188,8 @@ def _active_pass(job: Job, first: Pass, out: Path) -> Pass:
     observed = read_shards(out, first.shards, n_queries, len(item_embeddings))
     if not (out / ACTIVE_MODEL).exists():
         logger.info("fitting the first %d scores, to choose %d more items of each query", observed.n_observed, n_active)
-        sum_on_ray = SumOnRay(job.config.workers, job.config.threads)
-        fitted = ActiveModel.fit(observed, item_embeddings, query_embeddings, sum_on_ray)
+        spread = spread_on_ray(job.config.workers, job.config.threads)
+        fitted = ActiveModel.fit(observed, item_embeddings, query_embeddings, spread)
         write_into(out, out / ACTIVE_MODEL, fitted.to_bytes())
     model = ActiveModel.from_bytes((out / ACTIVE_MODEL).read_bytes())
     space = model.space(item_embeddings, query_embeddings, observed)

@@ -280,7 +280,7 @@ def test_bad_inputs_are_refused_at_the_door(small_world, change, message):
 
 
 def test_defaults_follow_the_method():
-    ind, trns = FactorizationConfig(), FactorizationConfig(method="mf_trns")
+    ind, trns = FactorizationConfig(method="mf_ind"), FactorizationConfig(method="mf_trns")
     assert (ind.method, ind.epochs, trns.epochs) == ("mf_ind", 12, 10)
     assert FactorizationConfig(method="mf_trns", epochs=3).epochs == 3
     assert FactorizationConfig(**trns.model_dump()) == trns

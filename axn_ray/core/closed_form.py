@@ -1,0 +1,163 @@
+"""The `bayes` fit from end to end: several views of each item side by side, EM, and few numbers per item in the end.
+
+Knows no CE, no files and no Ray.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from axn_ray.core.bayes import (
+    BayesInputs,
+    BayesModel,
+    Coordinates,
+    Float64Array,
+    SumStatistics,
+    compress,
+    e_step,
+    fit_bayes,
+    with_constant,
+)
+from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
+from axn_ray.errors import FitError, InputError
+
+logger = logging.getLogger(__name__)
+
+StoredArray = npt.NDArray[np.floating]  # float32, or float16 as views are stored
+
+BLOCK = 1 << 14
+CONSTANT = 0.3  # the item feature that carries a query's mean score; 1 on the query's side
+VIEW_SCALE = 0.5
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """`v_i = [embedding ; VIEW_SCALE view ; ... ; CONSTANT]`: the dual-encoder's embeddings (n_items, dim) first, then views.
+
+    The arrays may be memory-mapped; only the rows asked for are read.
+
+    Raises:
+        InputError: a view of other items.
+    """
+
+    embeddings: StoredArray
+    views: Sequence[StoredArray] = ()
+
+    def __post_init__(self) -> None:
+        for view in self.views:
+            if len(view) != len(self.embeddings):
+                raise InputError(f"a view of {len(view)} items beside embeddings of {len(self.embeddings)}; make it again")
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def dim(self) -> int:
+        """Features of an item."""
+        return sum(part.shape[1] for part in (self.embeddings, *self.views)) + 1
+
+    def take(self, rows: npt.NDArray[np.integer] | slice) -> FloatArray:
+        """The features of some items, (n, dim) float32."""
+        parts = [self.embeddings[rows].astype(np.float32), *(VIEW_SCALE * view[rows].astype(np.float32) for view in self.views)]
+        return with_constant(np.concatenate(parts, axis=1), CONSTANT)
+
+    def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
+        """All items, a block of rows at a time."""
+        for start in range(0, len(self), BLOCK):
+            yield (rows := slice(start, start + BLOCK)), self.take(rows)
+
+    def moment(self) -> Float64Array:
+        """Mean of `v vᵀ` over all items, (dim, dim)."""
+        total = [(block.T @ block).astype(np.float64) for _, block in self.blocks()]
+        return np.sum(total, axis=0) / len(self)
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Features of the items, the dual-encoder's query embeddings (n_queries, dim), the observed scores and their scale."""
+
+    features: ItemFeatures
+    query_embeddings: FloatArray
+    matrix: ScoreMatrix
+    scale: ScoreScale
+
+    def share(self, queries: range) -> BayesInputs:
+        """What the E-step of some queries needs: their scores, and the features of the items that these know."""
+        matrix = self.matrix.take(queries)
+        observed, columns = np.unique(matrix.item_index, return_inverse=True)
+        compact = ScoreMatrix(matrix.indptr, columns.astype(np.int32), matrix.scores, len(observed))
+        x = with_constant(self.query_embeddings[queries.start : queries.stop], 1.0)
+        return BayesInputs(self.features.take(observed), x, compact, self.scale)
+
+
+Spread = Callable[[TrainData], SumStatistics]
+
+
+def in_one_process(data: TrainData) -> SumStatistics:
+    """The E-step over all queries in this process."""
+    return partial(e_step, inputs=data.share(range(data.matrix.n_queries)))
+
+
+def fit_model(data: TrainData, iterations: int, spread: Spread = in_one_process) -> BayesModel:
+    """EM from W that hands the query's embedding to the dual-encoder's block of the item features, and 0 to the others.
+
+    Raises:
+        InputError: no observations.
+        FitError: see `fit_bayes`.
+    """
+    if not data.matrix.n_observed:
+        raise InputError("the score matrix is empty; score some pairs first")
+    prior_weights = np.eye(data.features.dim, data.query_embeddings.shape[1] + 1)
+    prior_weights[:, -1] = 0.0
+    variance = float(np.var(data.scale.scale(data.matrix.scores)))
+    return fit_bayes(spread(data), prior_weights, variance, iterations=iterations)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What the search needs: `item_embeddings float16 (n_items, width)`, `query_map (width, dim + 1)`, `noise_variance`."""
+
+    item_embeddings: npt.NDArray[np.float16]
+    query_map: FloatArray
+    noise_variance: float
+
+    def embed_queries(self, query_embeddings: FloatArray) -> FloatArray:
+        """The dual-encoder's (n, dim) -> (n, width)."""
+        return with_constant(query_embeddings, 1.0) @ self.query_map.T
+
+
+def embed(model: BayesModel, features: ItemFeatures, query_embeddings: FloatArray, width: int) -> Embedded:
+    """Coordinates of at most `width` numbers for every item; `query_embeddings` (n_queries, dim) are the train queries'.
+
+    Raises:
+        FitError: an item embedding is NaN or infinite in float16.
+    """
+    x = with_constant(query_embeddings, 1.0).astype(np.float64)
+    found: Coordinates = compress(model, features.moment(), x.T @ x / len(x), width)
+    to_item = found.item_map.astype(np.float32)
+    embeddings = np.empty((len(features), to_item.shape[1]), dtype=np.float16)
+    for rows, block in features.blocks():
+        embeddings[rows] = block @ to_item
+    if not np.isfinite(embeddings).all():
+        raise FitError("item embeddings are NaN or infinite in float16; check the scores for extreme values")
+    return Embedded(embeddings, found.query_map.astype(np.float32), model.noise_variance + found.lost_variance)
+
+
+def held_out_rmse(
+    embedded: Embedded, query_embeddings: FloatArray, scale: ScoreScale, observed: ScoreMatrix, held_out: ScoreMatrix
+) -> float:
+    """Error of the posterior mean, given a query's `observed` scores, on other scores of the same queries; scaled units."""
+    squared = 0.0
+    queries = embedded.embed_queries(query_embeddings).astype(np.float64)
+    for query in np.flatnonzero(np.diff(held_out.indptr)).tolist():
+        items, scores = observed.row(query)
+        others, expected = held_out.row(query)
+        anchors, targets = (embedded.item_embeddings[rows].astype(np.float64) for rows in (items, others))
+        gram = anchors @ anchors.T + embedded.noise_variance * np.eye(len(items))
+        u = queries[query] + anchors.T @ np.linalg.solve(gram, scale.scale(scores) - anchors @ queries[query])
+        squared += float(np.square(targets @ u - scale.scale(expected)).sum())
+    return float(np.sqrt(squared / held_out.n_observed))

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+from axn_ray.core.closed_form import CONSTANT, VIEW_SCALE, Embedded, ItemFeatures, TrainData, embed, fit_model, held_out_rmse
+from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
+from axn_ray.errors import InputError
+
+N_ITEMS, N_QUERIES, DIM, PER_QUERY = 400, 300, 5, 20
+RAW = ScoreScale()
+
+
+def unit(rng, n, dim):
+    rows = rng.normal(size=(n, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Scores of which half come from what the dual-encoder sees, half from a view that it does not."""
+    rng = np.random.default_rng(0)
+    items, queries, view = unit(rng, N_ITEMS, DIM), unit(rng, N_QUERIES, DIM), unit(rng, N_ITEMS, 7)
+    u = np.column_stack([queries + 0.2 * rng.normal(size=(N_QUERIES, DIM)), 0.5 * rng.normal(size=(N_QUERIES, 7))])
+    scores = u @ np.column_stack([items, view]).T + 0.05 * rng.normal(size=(N_QUERIES, N_ITEMS))
+    rows = np.repeat(np.arange(N_QUERIES, dtype=np.int32), PER_QUERY)
+    columns = np.concatenate([rng.permutation(N_ITEMS)[:PER_QUERY] for _ in range(N_QUERIES)]).astype(np.int32)
+    matrix = ScoreMatrix.from_triples(rows, columns, scores[rows, columns].astype(np.float32), N_QUERIES, N_ITEMS)
+    return items, queries, view.astype(np.float16), matrix
+
+
+def split(matrix):
+    held_out = np.zeros(matrix.n_observed, dtype=np.bool_)
+    held_out[::PER_QUERY] = True
+    return matrix.keep(~held_out), matrix.keep(held_out)
+
+
+def fitted(world, views, width=99):
+    items, queries, _, matrix = world
+    observed, held_out = split(matrix)
+    features = ItemFeatures(items, views)
+    embedded = embed(fit_model(TrainData(features, queries, observed, RAW), 8), features, queries, width)
+    return embedded, held_out_rmse(embedded, queries, RAW, observed, held_out)
+
+
+def test_features_stand_side_by_side(world):
+    items, _, view, _ = world
+    features = ItemFeatures(items, [view, items])
+    rows = np.array([7, 3])
+    expected = np.column_stack([items[rows], VIEW_SCALE * view[rows], VIEW_SCALE * items[rows], [CONSTANT, CONSTANT]])
+    np.testing.assert_allclose(features.take(rows), expected, rtol=1e-6)
+    everything = np.concatenate([block for _, block in features.blocks()])
+    np.testing.assert_allclose(features.moment(), everything.T.astype(np.float64) @ everything / N_ITEMS, atol=1e-6)
+
+
+def test_a_share_holds_its_own_queries_and_their_items(world):
+    items, queries, view, matrix = world
+    data = TrainData(ItemFeatures(items, [view]), queries, matrix, ScoreScale(1.0, 2.0))
+    share = data.share(range(100, 103))
+    for row, query in enumerate(range(100, 103)):
+        columns, scores = share.matrix.row(row)
+        observed, expected = matrix.row(query)
+        np.testing.assert_array_equal(scores, expected)
+        np.testing.assert_array_equal(share.item_features[columns], data.features.take(observed))
+        np.testing.assert_array_equal(share.query_features[row], [*queries[query], 1.0])
+    assert len(share.item_features) == len(set(np.concatenate([matrix.row(query)[0] for query in range(100, 103)])))
+
+
+def test_an_empty_matrix_is_refused(world):
+    items, queries, _, matrix = world
+    empty = matrix.keep(np.zeros(matrix.n_observed, dtype=np.bool_))
+    with pytest.raises(InputError, match="score matrix is empty"):
+        fit_model(TrainData(ItemFeatures(items), queries, empty, RAW), 3)
+
+
+def test_a_view_of_other_items_is_refused(world):
+    items, _, view, _ = world
+    with pytest.raises(InputError, match="a view of 399 items beside embeddings of 400"):
+        ItemFeatures(items, [view[1:]])
+
+
+def test_a_view_teaches_what_the_dual_encoder_does_not_see(world):
+    alone, error_alone = fitted(world, [])
+    embedded, error = fitted(world, [world[2]])
+    assert error < 0.5 * error_alone
+    assert error < 2 * 0.05  # the noise of the scores is 0.05
+    assert alone.noise_variance > 4 * embedded.noise_variance
+    assert embedded.item_embeddings.dtype == np.float16
+    assert embedded.item_embeddings.shape == (N_ITEMS, DIM + 7 + 1)
+
+
+def test_fewer_numbers_are_more_noise(world):
+    fits = [fitted(world, [world[2]], width) for width in (13, 8, 2)]
+    errors, noises = [error for _, error in fits], [embedded.noise_variance for embedded, _ in fits]
+    assert errors == sorted(errors)
+    assert noises == sorted(noises)
+    assert [embedded.item_embeddings.shape[1] for embedded, _ in fits] == [13, 8, 2]
+    assert errors[2] > 3 * errors[0]
+
+
+def test_held_out_error_is_that_of_the_posterior_by_plain_inverses(world):
+    items, queries, view, matrix = world
+    embedded, error = fitted(world, [view])
+    observed, held_out = split(matrix)
+    squared = 0.0
+    for query in range(N_QUERIES):
+        (anchors, scores), (others, expected) = observed.row(query), held_out.row(query)
+        a, prior = embedded.item_embeddings[anchors].astype(np.float64), embedded.embed_queries(queries[[query]])[0]
+        precision = np.eye(a.shape[1]) + a.T @ a / embedded.noise_variance
+        u = prior + np.linalg.inv(precision) @ a.T @ (scores - a @ prior) / embedded.noise_variance
+        squared += np.sum((embedded.item_embeddings[others].astype(np.float64) @ u - expected) ** 2)
+    assert error == pytest.approx(np.sqrt(squared / held_out.n_observed), rel=1e-6)
+    assert isinstance(embedded, Embedded)
