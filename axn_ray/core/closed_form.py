@@ -87,7 +87,7 @@ class TrainData:
 
     def share(self, queries: range) -> BayesInputs:
         """What the E-step of some queries needs: their scores, and the features of the items that these know."""
-        matrix = self.matrix.take(queries)
+        matrix = self.matrix.rows(queries)
         observed, columns = np.unique(matrix.item_index, return_inverse=True)
         compact = ScoreMatrix(matrix.indptr, columns.astype(np.int32), matrix.scores, len(observed))
         x = with_constant(self.query_embeddings[queries.start : queries.stop], 1.0)

@@ -43,12 +43,6 @@ class ScoreMatrix:
         span = slice(self.indptr[query], self.indptr[query + 1])
         return self.item_index[span], self.scores[span]
 
-    def take(self, queries: range) -> "ScoreMatrix":
-        """Some neighbouring rows, all items as columns."""
-        indptr = self.indptr[queries.start : queries.stop + 1]
-        span = slice(int(indptr[0]), int(indptr[-1]))
-        return ScoreMatrix(indptr - indptr[0], self.item_index[span], self.scores[span], self.n_items)
-
     def keep(self, chosen: npt.NDArray[np.bool_]) -> "ScoreMatrix":
         """The same rows and items with only the chosen observations, (n_observed,)."""
         kept = np.concatenate([[0], np.cumsum(chosen)])[self.indptr].astype(np.int64)

@@ -30,7 +30,7 @@ def world():
 
 
 def inputs_of(items, queries, matrix, span=range(N_QUERIES)):
-    return BayesInputs(items, queries[span.start : span.stop], matrix.take(span), RAW)
+    return BayesInputs(items, queries[span.start : span.stop], matrix.rows(span), RAW)
 
 
 def fit(items, queries, matrix, **settings):
