@@ -19,7 +19,7 @@ import torch
 
 from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, seal
-from axn_ray.core.bayes import BayesInputs, fit_bayes, held_out_rmse, with_constant
+from axn_ray.core.closed_form import ItemFeatures, TrainData, embed, fit_model, held_out_rmse
 from axn_ray.core.embedded_corpus import ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, load_embedded_corpus
 from axn_ray.core.fit_share import StoredInputs, share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
@@ -197,13 +197,14 @@ def bayes_curve(inputs, scale):
     config = FactorizationConfig(method="bayes")
     held_out = inputs.held_out(config)
     known, hidden = inputs.score_matrix.keep(~held_out), inputs.score_matrix.keep(held_out)
-    features = with_constant(inputs.item_embeddings, 0.3), with_constant(inputs.query_embeddings, 1.0)
-    bayes, curve = BayesInputs(*features, known, scale), []
+    features, curve = ItemFeatures(inputs.item_embeddings), []
     for iterations in (1, 2, 4, 6):
         started = time.monotonic()
-        model = fit_bayes(bayes, iterations=iterations)
+        model = fit_model(TrainData(features, inputs.query_embeddings, known, scale), iterations)
         seconds = time.monotonic() - started
-        curve.append((round(seconds, 2), round(held_out_rmse(model, bayes, hidden), 5)))
+        embedded = embed(model, features, inputs.query_embeddings, config.width)
+        error = held_out_rmse(embedded, inputs.query_embeddings, scale, known, hidden)
+        curve.append((round(seconds, 2), round(error, 5)))
     return curve
 
 
