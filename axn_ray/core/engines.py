@@ -36,6 +36,13 @@ class TorchEngine:
     ) -> npt.NDArray[np.float32]:
         """One output of each row of a padded batch: (n, longest) -> (n,) float32."""
         inputs = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if types is not None else {})
-        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+        tensors = {name: self._send(array) for name, array in inputs.items()}
         logits = self._model(**tensors).logits
         return logits[:, column].float().cpu().numpy()
+
+    def _send(self, array: npt.NDArray[np.int64]) -> torch.Tensor:
+        """To the device; from page-locked memory where that is a GPU, so that the host does not wait for the copy."""
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)

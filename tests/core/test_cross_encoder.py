@@ -51,6 +51,16 @@ def test_bfloat16_encoder_keeps_a_float32_head(tiny_cross_encoder):
     assert (rounded != scores).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_on_a_gpu_equals_transformers_pair_by_pair(tiny_cross_encoder, dtype, error):
+    cross_encoder = CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype=dtype))
+    assert next(cross_encoder._engine._model.parameters()).device.type == "cuda"
+    queries, items = [QUERIES[q] for q in pairs()[0]], [ITEMS[i] for i in pairs()[1]]
+    expected = plain_scores(tiny_cross_encoder, queries, items)
+    np.testing.assert_allclose(cross_encoder.score_texts(queries, items), expected, atol=error * np.abs(expected).max())
+
+
 WORDS_12 = "one two three four five six seven eight nine ten eleven twelve".split()
 
 

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from scipy.stats import spearmanr
 
 from axn_ray import sample
 from axn_ray.core.artifact import check_files, read_manifest
 from axn_ray.core.corpus import read_items, read_queries
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, load_adapter_or_model
 from axn_ray.core.models import MINILM
 from axn_ray.core.score_store import load_scores
 
@@ -75,3 +77,14 @@ def test_a_random_sample_of_pairs_scores_the_same_again(exact, items, queries, c
     assert error.mean() < 0.04 * spread, f"mean error {error.mean():.4f}, scores spread over {spread:.2f}"
     assert error.max() < 0.25 * spread
     assert np.corrcoef(again, shipped)[0, 1] > 0.999
+
+
+def test_the_default_engine_orders_a_top_100_as_transformers_does_in_float32_pair_by_pair(exact, items, queries, cross_encoder):
+    query = queries.texts[queries.index_of[exact.query_ids[7]]]
+    best = [items.full_texts[item] for item in np.argsort(-exact.dense()[7])[:100:4]]
+    model, tokenizer = load_adapter_or_model(sample.CROSS_ENCODER)
+    with torch.inference_mode():
+        true = np.array([model(**tokenizer(query, item, return_tensors="pt", truncation=True)).logits.item() for item in best])
+    scores = cross_encoder.score_texts([query] * len(best), best)
+    assert np.abs(scores - true).mean() < 0.1
+    assert spearmanr(scores, true).statistic > 0.98
