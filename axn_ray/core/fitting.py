@@ -29,7 +29,7 @@ class FactorizationConfig(BaseModel):
     batch_size: int = Field(2048, ge=1, description="observations per step of the gradient methods, over all workers")
     validation_share: float = Field(0.05, gt=0, le=0.5, description="of the observations, held out to choose the best epoch")
     patience: int = Field(3, ge=1, description="stop after this many epochs without a smaller held-out error; als: 1")
-    ridge: float = Field(0.1, gt=0, description="of als: pull per observation towards the dual-encoder's embeddings")
+    ridge: float = Field(0.01, gt=0, description="of als: pull per observation towards the dual-encoder's embeddings")
     views: list[str] | None = Field(None, description=VIEWS)
     width: int = Field(512, ge=1, description="of bayes: numbers per item, at most")
     seed: int = Field(0, ge=0)
