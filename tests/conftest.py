@@ -12,6 +12,7 @@ os.environ.update(
     RAY_memory_usage_threshold="0.98",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
+    HAYSTACK_TELEMETRY_ENABLED="false",
     PYTHONPATH=str(Path(__file__).parent.parent),  # Ray's workers open cross-encoders that stand in tests
 )
 

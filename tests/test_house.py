@@ -13,6 +13,7 @@ OURS = ("axn_ray", "jobs", "serve_app", "tests", "notebooks")
 ALLOWED = {
     "axn_ray/core": ("axn_ray.core", "axn_ray.errors", "axn_ray.sample"),
     "axn_ray/distributed": ("axn_ray.core", "axn_ray.distributed", "axn_ray.errors", "axn_ray.sample"),
+    "axn_ray/integrations": ("axn_ray.client", "axn_ray.errors", "axn_ray.integrations", "axn_ray.replies"),
     "axn_ray/sample": ("axn_ray.errors",),
     "jobs": ("axn_ray", "serve_app"),
     "serve_app": ("axn_ray.core", "axn_ray.errors", "axn_ray.sample", "serve_app"),

@@ -14,7 +14,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from axn_ray.core.cross_encoder import (
     CrossEncoderConfig,
-    hash_model,
     is_adapter,
     load_adapter_or_model,
     longest_input,
@@ -63,11 +62,7 @@ class CausalCrossEncoder(TokenPairScorer):
         dtype = choose_dtype(config.dtype, device)
         self._prompt = Prompt.of(config.template, config.instruction)
         max_length = config.max_length or longest_input(model, self._tokenizer)
-        self.fingerprint = {
-            "model": hash_model(config.cross_encoder, model),
-            "max_length": max_length,
-            "dtype": str(dtype).removeprefix("torch."),
-            "overlong": f"{config.overlong}-item",
+        self.fingerprint = describe_model(config, model, max_length, dtype) | {
             "template": config.template.replace("{instruction}", config.instruction),
             "tokens": names,
         }

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from axn_ray import sample
@@ -47,6 +48,14 @@ class CrossEncoderConfig(BaseModel):
     in_flight: int = Field(8, ge=1, description="of a server: requests at once, from each worker")
     request_items: int = Field(32, ge=1, description="of a server: items in a request")
     timeout: float = Field(60.0, gt=0, description="of a server: seconds for one request")
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, key: SecretStr | None) -> SecretStr | None:
+        """A place that no command has read is no key."""
+        if key is not None and key.get_secret_value().startswith(("env:", "file:")):
+            raise ValueError("api_key says where the key stands, which only the axn commands look up; give the key itself")
+        return key
 
 
 def load_adapter_or_model(name: str, kind: Any = AutoModelForSequenceClassification) -> tuple[Any, Any]:
@@ -123,6 +132,16 @@ def hash_model(name: str, model: Any) -> str:
     return digest.hexdigest()
 
 
+def describe_model(config: CrossEncoderConfig, model: Any, max_length: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What the scores of any model that runs here depend on: the part of a fingerprint that all have."""
+    return {
+        "model": hash_model(config.cross_encoder, model),
+        "max_length": max_length,
+        "dtype": str(dtype).removeprefix("torch."),
+        "overlong": f"{config.overlong}-item",
+    }
+
+
 class CrossEncoder(TokenPairScorer):
     """A sequence-classification CE with one logit, or one named label, on the GPU when there is one.
 
@@ -136,12 +155,8 @@ class CrossEncoder(TokenPairScorer):
         dtype = choose_dtype(config.dtype, device)
         template = PairTemplate.of(self._tokenizer)
         max_length = config.max_length or longest_input(model, self._tokenizer)
-        self.fingerprint = {
-            "model": hash_model(config.cross_encoder, model),
-            "max_length": max_length,
-            "dtype": str(dtype).removeprefix("torch."),
-            "overlong": f"{config.overlong}-item",
-        } | ({"label": config.label} if config.label else {})
+        label = {"label": config.label} if config.label else {}
+        self.fingerprint = describe_model(config, model, max_length, dtype) | label
         engine: BertCpuEngine | TorchEngine
         if is_fast_bert(model, dtype, device):
             engine = BertCpuEngine(model)

@@ -3,6 +3,7 @@
 Knows no Ray and no HTTP; evaluation and serving drive the same generator in their own ways.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,6 +63,7 @@ class Searcher:
         manifest = read_manifest(factorization, "factorization")
         check_same_inputs(factorization, manifest, {"items": corpus.items.fingerprint})
         self._corpus, self._config = corpus, config
+        self._version = hash_json(manifest.model_dump(mode="json"))[:12]
         self._factorization = load_factorization(factorization)
         self._index = ItemIndex(self._factorization.item_embeddings)
         self._cross_encoder = open_cross_encoder(config)
@@ -101,9 +103,20 @@ class Searcher:
         result = run_search(running, score, retrieve)
         return replace(result, n_known=scorer.n_known)
 
-    def hits(self, result: SearchResult) -> list[Hit]:
-        """The best `top_k` results with their ids and texts."""
-        items, top_k = self._corpus.items, self._config.top_k
+    @property
+    def version(self) -> str:
+        """Names the items and the factorization that are searched."""
+        return self._version
+
+    def score_texts(self, query: str, texts: Sequence[str]) -> FloatArray:
+        """Score any n texts against a query -> (n,) raw logits, NaN where one cannot be scored."""
+        prepared = self._cross_encoder.tokenize_queries([query]), self._cross_encoder.tokenize(texts)
+        rows = np.arange(len(texts), dtype=np.int32)
+        return self._cross_encoder.score_pairs(*prepared, np.zeros_like(rows), rows).scores
+
+    def hits(self, result: SearchResult, top_k: int | None = None) -> list[Hit]:
+        """The best `top_k` results, without one the config's, with their ids and texts."""
+        items, top_k = self._corpus.items, self._config.top_k if top_k is None else top_k
         best = zip(result.item_index[:top_k], result.score[:top_k], result.round[:top_k], strict=True)
         return [Hit(items.ids[i], items.titles[i], items.texts[i], float(s), int(r)) for i, s, r in best]
 

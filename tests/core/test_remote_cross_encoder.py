@@ -216,6 +216,8 @@ def test_key_and_model_and_truncation_reach_the_server(server):
     opened(server, "vllm", overlong="error").score_texts(["q"], ["i"])
     assert server.bodies[-1] == {"text_1": "q", "text_2": ["i"], "use_activation": False}
     assert "s3cret" not in repr(CrossEncoderConfig(api_key=SecretStr("s3cret")))
+    with pytest.raises(ValueError, match="only the axn commands look up; give the key itself"):
+        CrossEncoderConfig(api_key=SecretStr("env:KEY"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""A `Searcher` in this process with the replies of a server, for callers who take either. Knows no HTTP and no Ray."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from axn_ray.core.embedded_corpus import load_embedded_corpus
+from axn_ray.core.ranking import order_by_score
+from axn_ray.core.searcher import SearchConfig, Searcher
+from axn_ray.replies import Degraded, Hit, Ranked, SearchReply
+
+
+class AxnSearcher:
+    """Search over the artifacts of a run, with the budget, rounds and cross-encoder of `config`.
+
+    Raises:
+        ArtifactError, ModelError: see `Searcher`.
+    """
+
+    def __init__(self, embeddings: Path, factorization: Path, config: SearchConfig) -> None:
+        self._searcher = Searcher(load_embedded_corpus(embeddings), factorization, config)
+        self._config = config
+
+    def search(self, query: str, *, top_k: int | None = None) -> SearchReply:
+        """The items that the CE ranks highest; `top_k` is the config's without one, and at most its budget.
+
+        Raises:
+            InputError: see `Searcher.search`.
+        """
+        result = self._searcher.search(query)
+        best = self._searcher.hits(result, self._config.top_k if top_k is None else top_k)
+        return SearchReply(
+            results=tuple(Hit(id=h.item_id, score=h.score, round=h.round, title=h.title, text=h.text) for h in best),
+            usage={"ce_calls": result.n_ce_calls, "cache_hits": result.n_known},
+            degraded=Degraded(rounds_done=int(result.round.max())),
+            index_version=self._searcher.version,
+        )
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[Ranked]:
+        """Documents by the CE's logit, best first, ties by place; one that cannot be scored is left out."""
+        scores = self._searcher.score_texts(query, documents)
+        good = np.flatnonzero(~np.isnan(scores)).astype(np.int32)
+        return [Ranked(index=int(good[n]), score=float(scores[good[n]])) for n in order_by_score(good, scores[good])]
