@@ -4,6 +4,7 @@ Imports neither torch nor Ray. Each request is described once, as a `_Call`; `Ax
 awaits it.
 """
 
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar, Unpack
@@ -156,6 +157,7 @@ class AxnClient:
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0) -> None:
         self.url = url
         self._http = httpx2.Client(**_settings(url, api_key, timeout))
+        weakref.finalize(self, self._http.close)  # frameworks drop what they hold without closing it
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from axn_ray.core.cross_encoder import (
     CrossEncoderConfig,
+    describe_model,
     is_adapter,
     load_adapter_or_model,
     longest_input,

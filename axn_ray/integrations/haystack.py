@@ -12,31 +12,37 @@ from axn_ray.client import AxnClient
 class _Served:
     """What both components are made from, and how a pipeline writes and reads it; the key itself is never written."""
 
-    def __init__(self, url: str, api_key: Secret | None = None, top_k: int | None = None) -> None:
-        self.url, self.api_key, self.top_k = url, api_key, top_k
+    def __init__(self, url: str, api_key: Secret | None, top_k: int | None, **more: Any) -> None:
+        self.top_k = top_k
         self._client = AxnClient(url, api_key.resolve_value() if api_key else None)
+        self._settings = {"url": url, "api_key": api_key.to_dict() if api_key else None, "top_k": top_k, **more}
 
     def to_dict(self) -> dict[str, Any]:
         """Haystack's serialization."""
-        key = self.api_key.to_dict() if self.api_key else None
-        return default_to_dict(self, url=self.url, api_key=key, top_k=self.top_k)
+        return default_to_dict(self, **self._settings)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Any:
         """Haystack's deserialization."""
         settings = data["init_parameters"]
-        settings["api_key"] = Secret.from_dict(settings["api_key"]) if settings.get("api_key") else None
-        return default_from_dict(cls, data)
+        key = settings.get("api_key")
+        return default_from_dict(
+            cls, {**data, "init_parameters": {**settings, "api_key": Secret.from_dict(key) if key else None}}
+        )
 
 
 @component
 class AxnRetriever(_Served):
-    """Documents by the cross-encoder's logit, 10 of them without a `top_k`."""
+    """The `top_k` best documents by the cross-encoder's logit. `options` go to every search: `budget`, `rounds`, ..."""
+
+    def __init__(self, url: str, api_key: Secret | None = None, top_k: int = 10, options: dict[str, Any] | None = None) -> None:
+        _Served.__init__(self, url, api_key, top_k, options=options)  # @component makes another class: no super()
+        self.options = options or {}
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, top_k: int | None = None) -> dict[str, list[Document]]:
         """Search the index."""
-        reply = self._client.search(query, top_k=top_k or self.top_k or 10)
+        reply = self._client.search(query, top_k=top_k or self.top_k or 10, **self.options)
         found = [
             Document(id=h.id, content=h.text, score=h.score, meta={"title": h.title, "exact": h.exact, "round": h.round})
             for h in reply.results
@@ -47,6 +53,9 @@ class AxnRetriever(_Served):
 @component
 class AxnRanker(_Served):
     """Some documents by the cross-encoder's logit of their content; all that can be scored without a `top_k`."""
+
+    def __init__(self, url: str, api_key: Secret | None = None, top_k: int | None = None) -> None:
+        _Served.__init__(self, url, api_key, top_k)
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
