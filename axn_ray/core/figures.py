@@ -149,8 +149,10 @@ def draw_pareto(summary: Sequence[Row], k: int, baseline: MethodAt | None = None
         heights = np.maximum.accumulate([100 * row["recall"] for row in best])
         axes.step([row["index_ce_calls"] for row in best], heights, where="post", color="grey", linewidth=1.0, linestyle=":")
         axes.set_xscale("symlog", linthresh=1000)
+        costs = sorted({row["index_ce_calls"] for row in rows})
+        axes.set_xticks(costs, [f"{cost / 1000:,.0f}k" if cost else "0" for cost in costs])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(title=f"B={budget}", xlabel="CE calls to make the index", ylim=(0, 100))
+        axes.set(title=f"B={budget}", xlabel="CE calls to make the index", ylim=(0, 103))
     panels[0].set_ylabel(f"recall@{k}, %")
     _add_legend(figure, panels[0], min(4, len(methods)))
     return figure
