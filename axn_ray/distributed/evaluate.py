@@ -44,9 +44,9 @@ class EvaluateConfig(CrossEncoderConfig):
         return "dev" if self.choose else "test"
 
     def method_names(self, embeddings: Iterable[str]) -> list[str]:
-        """Keys of the methods to compare, the baseline first where it was not named, given the embeddings at hand."""
+        """Keys of the methods to compare, to judge them with the baseline first, given the embeddings at hand."""
         names = self.methods or methods_for(embeddings)
-        return names if self.baseline in names else [self.baseline, *names]
+        return names if self.choose or self.baseline in names else [self.baseline, *names]
 
     def plan(self, embeddings: Iterable[str], chosen: Choice | None = None) -> EvaluationPlan:
         """What is compared, given the names of the embeddings at hand: all settings to try, or those that were chosen.

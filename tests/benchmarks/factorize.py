@@ -31,7 +31,7 @@ from axn_ray.distributed.train_factorization import train_factorization
 from tests.benchmarks.common import record
 
 OUT = Path("runs/bench-factorize")
-VERBS = Path("runs/bench-recall")  # embeddings and scores of `make bench-recall`
+VERBS = Path("runs/bench-recall/verbs")  # embeddings and scores of `make bench-recall`
 DIM, RANK, PER_QUERY, NOISE = 384, 32, 100, 0.3
 STEP = 16384  # observations per step; more than the default, since ten million of them must pass in a minute
 
@@ -162,7 +162,7 @@ def workers():
 
 def load_verbs():
     """The verb world's train scores and embeddings, in memory."""
-    corpus, scores = load_embedded_corpus(VERBS / "embeddings"), load_scores(VERBS / "scores")
+    corpus, scores = load_embedded_corpus(VERBS / "embeddings"), load_scores(VERBS / "g_near")
     rows = [corpus.queries.index_of[query_id] for query_id in scores.query_ids]
     return FitInputs(scores.matrix, np.asarray(corpus.item_embeddings), corpus.query_embeddings[rows])
 

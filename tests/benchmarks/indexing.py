@@ -27,7 +27,7 @@ from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.score import ScoreConfig, score
 from tests.benchmarks.common import record
 
-OUT, RECALL = Path("runs/bench-indexing"), Path("runs/bench-recall")
+OUT, RECALL = Path("runs/bench-indexing"), Path("runs/bench-recall/verbs")
 WORLD = EmbedConfig(world=["verb"], train_queries=2000)
 FITS = ("mf_trns", "als", "mf_ind", "bayes")
 ITEMS_PER_STEP, QUERIES_PER_STEP, RATE, TEMPERATURE = 24, 8, 5e-5, 20.0
@@ -92,7 +92,7 @@ def step(name, work):
 
 def search(embeddings, methods, name, factorizations=None, dense_rows=None):
     """Recall of the methods on the test queries at B=100 and the calls of their indexes."""
-    config = EvaluateConfig(budgets=[100], rounds=[10], k=[1, 10, 100], methods=methods)
+    config = EvaluateConfig(budgets=[100], rounds=[10], k=[1, 10, 100], methods=methods, baseline=methods[0])
     summary = examine(config, embeddings, sample.EXACT_SCORES, factorizations or {}, OUT / f"evaluation-{name}", dense_rows)
     kept = ("method", "rounds", "k", "recall", "low", "high")
     return [{key: row[key] for key in kept if key in row} for row in summary]
@@ -101,7 +101,7 @@ def search(embeddings, methods, name, factorizations=None, dense_rows=None):
 def main():
     """Every step that is missing, then the record."""
     join_cluster()
-    embeddings, scores, train = RECALL / "embeddings", RECALL / "scores", OUT / "train"
+    embeddings, scores, train = RECALL / "embeddings", RECALL / "g_near", OUT / "train"
     found = {}
 
     def done(name, work):

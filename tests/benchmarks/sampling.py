@@ -20,7 +20,7 @@ from axn_ray.distributed.score import ScoreConfig, score
 from tests.benchmarks.common import read_rows, record
 
 OUT = Path("runs/bench-sampling")
-PAID = [Path("runs/bench-recall/scores")]
+PAID = [Path("runs/bench-recall/verbs/g_near")]
 TRAIN_QUERIES, PER_QUERY, PER_ITEM = 2000, 50, 7
 BUDGETS, KS = (100, 500), (1, 10, 100)
 WAYS = {
@@ -45,7 +45,7 @@ def main():
         known = [str(path) for path in paid if (path / "manifest.json").exists()]
         sealed = score(corpus, ScoreConfig(per_query=PER_QUERY, known_scores=known, **settings), OUT / way / "scores")
         factorize_scores(OUT / "embeddings", OUT / way / "scores", FactorizationConfig(), OUT / way / "bayes")
-        plan = EvaluateConfig(budgets=[*BUDGETS], rounds=[10], methods=["axn_bayes"])
+        plan = EvaluateConfig(choose=True, budgets=[*BUDGETS], rounds=[10], methods=["axn_bayes"])
         examine(plan, OUT / "embeddings", OUT / "truth", {"bayes": OUT / way / "bayes"}, OUT / way / "evaluation")
         runs[way] = {"pairs": sealed.counts["pairs"], "known": sealed.counts["known"], "seconds": round(time.monotonic() - start)}
         recalls[way] = read_recalls(read_rows(OUT / way / "evaluation"))
