@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from axn_ray.core.artifact import (
+from axn_ray.core.artifact import (, is_local
     MANIFEST,
     check_replaceable,
     check_same_inputs,
@@ -64,7 +64,9 @@ def factorize_scores(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts:
         most = num_workers if isinstance(num_workers, int) else num_workers[1]
-        stored = StoredInputs(embeddings.resolve(), scores, rows, read_spans(scores))
+        # Ray Train's workers have another working directory.
+        absolute = scores.resolve() if is_local(scores) else scores
+        stored = StoredInputs(embeddings.resolve(), absolute, rows, read_spans(scores))
         if config.method == "bayes":
             inputs = FitInputs(load_scores(scores).matrix, np.asarray(corpus.item_embeddings), corpus.query_embeddings[rows])
             cross_encoder, folder = manifest.config.get("cross_encoder"), embeddings.parent / "views"
