@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from axn_ray.core.artifact import (, is_local
+from axn_ray.core.artifact import (
     MANIFEST,
     check_replaceable,
     check_same_inputs,
     hash_file,
     hash_json,
+    is_local,
     new_artifact,
     read_manifest,
 )
