@@ -5,12 +5,14 @@ is installed.
 """
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from axn_ray.core.ranking import order_by_score
 from axn_ray.core.tokens import Int32Array
@@ -20,6 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 BLOCK_SCORES = 1 << 24  # 64 MB of float32
 BLOCK_QUERIES = 64
 CHUNK = 64
+CONVERTED = 2048  # float16 rows become float32 in pieces that stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +53,19 @@ class ItemIndex:
     """Exact search over item embeddings (n_items, dim), float32 or float16, which may be memory-mapped.
 
     Raises:
-        InputError: embeddings that are not a matrix.
+        InputError: embeddings that are not a matrix of such numbers.
     """
 
     def __init__(self, item_embeddings: npt.NDArray[np.floating]) -> None:
-        if item_embeddings.ndim != 2:
-            raise InputError(f"item embeddings of shape {item_embeddings.shape}; give (n_items, dim)")
-        self._items = item_embeddings
+        if item_embeddings.ndim != 2 or item_embeddings.dtype not in (np.float32, np.float16):
+            described = f"{item_embeddings.dtype} of shape {item_embeddings.shape}"
+            raise InputError(f"item embeddings are {described}; give float32 or float16 (n_items, dim)")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+            self._items = torch.from_numpy(np.ascontiguousarray(item_embeddings))
 
     def retrieve(self, requests: Sequence[Retrieve]) -> list[Retrieved]:
-        """Answer many requests by one product over the items. Memory: `BLOCK_SCORES` scores and one block of items.
+        """Answer many requests by one product over the items. Memory: `BLOCK_SCORES` scores, or one for each request.
 
         Raises:
             InputError: a query embedding of another dim, or n outside 1..the items that are not excluded.
@@ -67,44 +73,54 @@ class ItemIndex:
         """
         for request in requests:
             self._check(request)
-        queries = np.stack([request.query_embedding for request in requests])
-        size = max(1, BLOCK_SCORES // max(len(requests), self._items.shape[1]))
+        queries = torch.from_numpy(np.stack([request.query_embedding for request in requests]).astype(np.float32))
+        size = max(1, BLOCK_SCORES // len(requests))
         parts: list[list[Retrieved]] = [[] for _ in requests]
         for start in range(0, len(self._items), size):
-            block = self._items[start : start + size].astype(np.float32, copy=False)
-            with np.errstate(invalid="ignore"):  # NaN is looked for below
-                products = queries @ block.T  # (b, size)
-            for request, scores, part in zip(requests, products, parts, strict=True):
+            products = self._products(queries, start, start + size)
+            for request, row in zip(requests, products, strict=True):
                 inside = (request.excluded >= start) & (request.excluded < start + size)
-                scores[request.excluded[inside] - start] = -np.inf
-                best = _highest(scores, request.n)
+                row[torch.from_numpy(request.excluded[inside] - start)] = -torch.inf
+            whole = products.shape[1] // CHUNK * CHUNK
+            maxima = products[:, :whole].unflatten(1, (-1, CHUNK)).amax(2) if whole else products[:, :0]
+            if maxima.isnan().any() or products[:, whole:].isnan().any():
+                raise ModelError("an inner product is NaN; check the item embeddings for infinite values")
+            for request, scores, highs, part in zip(requests, products.numpy(), maxima.numpy(), parts, strict=True):
+                best = _highest(scores, highs, request.n)
                 part.append(Retrieved((best + start).astype(np.int32), scores[best]))
         return [_merge(part, request.n) for part, request in zip(parts, requests, strict=True)]
 
+    def _products(self, queries: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Inner products (b, stop - start), in float32."""
+        items = self._items[start:stop]
+        if items.dtype == torch.float32:
+            return queries @ items.T
+        products = torch.empty(len(queries), len(items))
+        for first in range(0, len(items), CONVERTED):
+            products[:, first : first + CONVERTED] = queries @ items[first : first + CONVERTED].float().T
+        return products
+
     def _check(self, request: Retrieve) -> None:
-        if request.query_embedding.shape != self._items.shape[1:]:
-            shapes = f"items {self._items.shape} and query {request.query_embedding.shape}"
+        if request.query_embedding.shape != tuple(self._items.shape[1:]):
+            shapes = f"items {tuple(self._items.shape)} and query {request.query_embedding.shape}"
             raise InputError(f"{shapes} must be (n, dim) and (dim,), same dim; embed both with one model")
         n_left = len(self._items) - len(request.excluded)
         if not 1 <= request.n <= n_left:
             raise InputError(f"n={request.n} must lie in 1..{n_left}, the items to choose from; lower n or add items")
 
 
-def _highest(scores: FloatArray, n: int) -> npt.NDArray[np.int64]:
-    """Positions of the n highest scores and of all that tie with the last; in no order, fewer only where there are fewer.
+def _highest(scores: FloatArray, maxima: FloatArray, n: int) -> npt.NDArray[np.int64]:
+    """Positions of the n highest scores (m,) and of all that tie with the last, in no order; all where there are fewer.
 
-    The n-th highest of the chunks' maxima bounds the n-th highest score from below, and one pass finds the maxima.
+    `maxima` (m // CHUNK,) are the chunks' highest: the n-th highest of them bounds the n-th highest score from below.
     """
-    whole = len(scores) - len(scores) % CHUNK
-    maxima = scores[:whole].reshape(-1, CHUNK).max(axis=1)
-    if np.isnan(maxima).any() or np.isnan(scores[whole:]).any():
-        raise ModelError("an inner product is NaN; check the item embeddings for infinite values")
     if n >= len(maxima):
         bound = np.partition(scores, len(scores) - n)[len(scores) - n] if n < len(scores) else -np.inf
         return np.flatnonzero(scores >= bound)
     bound = np.partition(maxima, len(maxima) - n)[len(maxima) - n]
     chunks = np.flatnonzero(maxima >= bound)
-    candidates = np.concatenate([(chunks[:, None] * CHUNK + np.arange(CHUNK)).ravel(), np.arange(whole, len(scores))])
+    rest = np.arange(len(maxima) * CHUNK, len(scores))
+    candidates = np.concatenate([(chunks[:, None] * CHUNK + np.arange(CHUNK)).ravel(), rest])
     return candidates[scores[candidates] >= bound]
 
 

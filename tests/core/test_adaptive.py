@@ -91,7 +91,7 @@ def test_one_round_equals_retrieve_and_rerank(case):
     assert len(world.asked) == 1 and set(result.round) == {1}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(settings_of_a_search(), st.booleans())
 def test_the_same_input_gives_the_same_result(case, ridge):
     n_items, budget, rounds, seed = case

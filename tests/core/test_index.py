@@ -83,6 +83,7 @@ def test_the_index_answers_many_requests_as_a_full_sort_does(n_items, n_requests
         requests.append(Retrieve(query, int(rng.integers(1, n_items - len(excluded) + 1)), excluded))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "BLOCK_SCORES", block)
+        patch.setattr(index, "CONVERTED", 70)
         found = ItemIndex(items).retrieve(requests)
     for request, answer in zip(requests, found, strict=True):
         expected, scores = slow_retrieve(items, request)
@@ -107,8 +108,10 @@ def test_requests_that_cannot_be_answered_are_refused():
         items.retrieve([Retrieve(query, 4, np.array([0], np.int32))])
     with pytest.raises(InputError, match=r"items \(4, 2\) and query \(3,\)"):
         items.retrieve([Retrieve(query, 1, nothing), Retrieve(np.ones(3, np.float32), 1, nothing)])
-    with pytest.raises(InputError, match=r"embeddings of shape \(4,\)"):
+    with pytest.raises(InputError, match=r"are float32 of shape \(4,\)"):
         ItemIndex(np.ones(4, np.float32))
+    with pytest.raises(InputError, match=r"are float64 of shape \(4, 2\)"):
+        ItemIndex(np.ones((4, 2)))
     with pytest.raises(ModelError, match="a query embedding is NaN"):
         Retrieve(query * np.nan, 1, nothing)
     for n_items in (3, 300):
