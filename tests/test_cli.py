@@ -148,6 +148,9 @@ def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
     code, output = axn(*search, "--budget", 3, "--rounds", 2)
     assert code == 0
     assert "3 CE calls" in output
+    code, output = axn(*search, "--budget", 3, "--rounds", 3, "--top-k", 1, "--target-recall", 0.01)  # any score will do
+    assert code == 0
+    assert "(1 CE calls" in output
     over = failure(*axn(*search, "--budget", 500))
     assert "budget=500 exceeds the 3 items in the index; lower the budget or add items" in over
     assert "the query is empty" in failure(*axn("search", " ", *search[2:], "--budget", 3, "--rounds", 1))
