@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 
-.PHONY: demo test setup lint check release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing clean
+.PHONY: demo test setup lint check release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search clean
 
 demo: setup
 	$(BIN)/axn demo --out runs/demo
@@ -53,7 +53,7 @@ $(READY): pyproject.toml constraints.txt
 # Benchmarks run with numpy's own choice of kernels.
 BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
 
-bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing
+bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search
 
 # SECTIONS="verbs record" runs some of it, KNOWN="DIR DIR" names scores to look pairs up in; see the module.
 bench-recall: setup
@@ -73,6 +73,9 @@ bench-indexing: setup
 bench-scoring: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BENCH) tests.benchmarks.scoring
+
+bench-search: setup
+	$(BENCH) tests.benchmarks.search
 
 clean:
 	rm -rf .venv-check .venv-release runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
