@@ -1,21 +1,20 @@
 """`make bench-factorize`: what the fits cost as matrix and workers grow, and the closed forms against AdamW and `implicit`.
 
 Synthetic worlds: unit embeddings of 384 numbers; scores are inner products after a low-rank distortion, plus noise. Each
-section keeps its figures in runs/bench-factorize and is not run again while they are there:
-`python -m tests.benchmarks.factorize SECTION` runs one, without a name all that are missing, then writes the JSON.
+row is kept in runs/bench-factorize and not measured again while it is there, so that a run that was cut off goes on:
+`python -m tests.benchmarks.factorize SECTION` runs one section, without a name all of them, then writes the JSON.
 """
 
 import json
 import logging
 import shutil
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
+from threadpoolctl import threadpool_limits
 
 from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, seal
@@ -29,10 +28,12 @@ from axn_ray.distributed.als import factorize_by_als
 from axn_ray.distributed.cluster import join_cluster, split_evenly
 from axn_ray.distributed.train_factorization import train_factorization
 from tests.benchmarks.common import record
+from tests.benchmarks.own_memory import OwnMemory
 
 OUT = Path("runs/bench-factorize")
-VERBS = Path("runs/bench-recall/verbs")  # embeddings and scores of `make bench-recall`
+VERBS = Path("runs/bench-recall/verbs")  # made by `make bench-recall`
 DIM, RANK, PER_QUERY, NOISE = 384, 32, 100, 0.3
+MOST_SECONDS = 200
 STEP = 16384  # observations per step; more than the default, since ten million of them must pass in a minute
 
 
@@ -73,34 +74,25 @@ def write_units(path, rows, rng):
     array.flush()
 
 
-class OwnMemory:
-    """Context: the most memory that any one process named so below this one held for itself (not shared, not mapped files)."""
-
-    def __init__(self, *names):
-        self.names, self.peak, self._stop = names, 0, threading.Event()
-
-    def __enter__(self):
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self):
-        while not self._stop.wait(0.1):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    if any(name in " ".join(process.cmdline()) for name in self.names):
-                        memory = process.memory_info()
-                        self.peak = max(self.peak, memory.rss - memory.shared)
-                except psutil.Error:
-                    continue
+def kept(name, work, *arguments):
+    """The row that `work(*arguments)` measures, or measured in an earlier run."""
+    path = OUT / "rows" / f"{name}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row = work(*arguments)
+        path.write_text(json.dumps(row))
+        sys.stdout.write(f"{row}\n")
+    return json.loads(path.read_text())
 
 
-def measure(method, n_items, n_observed, workers):
+def measure(*case):
+    """A row of `one_epoch(method, n_items, n_observed, workers)`."""
+    return kept("-".join(map(str, case)), one_epoch, *case)
+
+
+def one_epoch(method, n_items, n_observed, workers):
     """One epoch of one method on one world; seconds of the epoch and of the whole, memory and bytes sent per worker."""
+    join_cluster()
     inputs = make_world(n_items, n_observed)
     config = FactorizationConfig(method=method, epochs=1, batch_size=STEP)
     folder = OUT / "fit"
@@ -135,7 +127,6 @@ def measure(method, n_items, n_observed, workers):
         "held_out_rmse": round(fitted.record.held_out_rmse, 5),
         "start_rmse": round(fitted.record.start_rmse, 5),
     }
-    sys.stdout.write(f"{row}\n")
     shutil.rmtree(folder)
     return row
 
@@ -168,28 +159,31 @@ def load_verbs():
 
 
 def rivals():
-    """In one process: when does each fit reach the held-out error that AdamW ends at? Seconds since the start of the fit."""
-    rows = []
-    for world, inputs in {"verbs": load_verbs(), "synthetic": in_memory(make_world(10**5, 10**6))}.items():
-        scale = inputs.fit_scale()
-        for method in ("mf_trns", "mf_ind", "als"):
-            config = FactorizationConfig(method=method)
-            started = time.monotonic()
-            if method == "als":
-                epochs = fit_als(inputs, scale, config)[1]
-            else:
-                run = GradientFit(share_inputs(inputs), config)
-                while not run.progress.is_done and time.monotonic() - started < 150:
-                    run.run_epoch()
-                epochs = run.progress.epochs
-            clock = np.cumsum([epoch.seconds for epoch in epochs])
-            curve = [(round(float(at), 2), round(epoch.held_out_rmse, 5)) for at, epoch in zip(clock, epochs, strict=True)]
-            rows.append({"world": world, "method": method, "seconds_and_held_out_rmse": curve})
-            sys.stdout.write(f"{rows[-1]}\n")
-        if world == "verbs":
-            rows.append({"world": world, "method": "bayes", "seconds_and_held_out_rmse": bayes_curve(inputs, scale)})
-            sys.stdout.write(f"{rows[-1]}\n")
-    return rows
+    """In one thread: CPU seconds since the start of the fit, and the held-out error reached, of every fit."""
+    cases = [(world, method) for world in WORLDS for method in ("als", "mf_trns", "mf_ind")] + [("verbs", "bayes")]
+    return [kept("-".join(("rival", *case)), error_curve, *case) for case in cases]
+
+
+@threadpool_limits.wrap(limits=1)
+def error_curve(world, method):
+    """Held-out error against CPU seconds; MF_Trns and MF_Ind run as many epochs as they would, or for `MOST_SECONDS`."""
+    torch.set_num_threads(1)
+    inputs = WORLDS[world]()
+    scale, curve = inputs.fit_scale(), []
+    if method == "bayes":
+        curve = bayes_curve(inputs, scale)
+    elif method == "als":
+        for epochs in (1, 2):
+            started = time.process_time()
+            record_of = fit_als(inputs, scale, FactorizationConfig(method="als", epochs=epochs, patience=9))[1]
+            curve.append((round(time.process_time() - started, 2), round(record_of[-1].held_out_rmse, 5)))
+    else:
+        run, started = GradientFit(share_inputs(inputs), FactorizationConfig(method=method)), time.process_time()
+        while not run.progress.is_done and time.process_time() - started < MOST_SECONDS:
+            error = run.run_epoch().held_out_rmse
+            curve.append((round(time.process_time() - started, 2), round(error, 5)))
+    start_rmse = round(inputs.start_rmse(FactorizationConfig(method=method), scale), 5)
+    return {"world": world, "method": method, "start_rmse": start_rmse, "seconds_and_held_out_rmse": curve}
 
 
 def bayes_curve(inputs, scale):
@@ -199,63 +193,56 @@ def bayes_curve(inputs, scale):
     known, hidden = inputs.score_matrix.keep(~held_out), inputs.score_matrix.keep(held_out)
     features, curve = ItemFeatures(inputs.item_embeddings), []
     for iterations in (1, 2, 4, 6):
-        started = time.monotonic()
+        started = time.process_time()
         model = fit_model(TrainData(features, inputs.query_embeddings, known, scale), iterations)
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
         embedded = embed(model, features, inputs.query_embeddings, config.width)
         error = held_out_rmse(embedded, inputs.query_embeddings, scale, known, hidden)
         curve.append((round(seconds, 2), round(error, 5)))
     return curve
 
 
-def in_memory(stored):
-    """The inputs of a world on disk as arrays."""
-    share = stored.share(0, 1)
+def synthetic():
+    """A synthetic world in memory."""
+    share = make_world(10**5, 10**6).share(0, 1)
     return FitInputs(share.matrix, np.asarray(share.item_embeddings), share.query_embeddings)
 
 
+WORLDS = {"verbs": load_verbs, "synthetic": synthetic}
+
+
 def implicit():
-    """Seconds of one iteration of `implicit`'s ALS and of ours, on the same observations with 384 factors.
+    """CPU seconds of one iteration of `implicit`'s ALS and of ours, in one thread, same observations, 384 factors.
 
     `implicit` fits clicks: every unseen pair counts as a zero of low confidence, so it has no held-out error to compare.
     """
+    return [kept(f"implicit-{world}", one_iteration, world) for world in WORLDS]
+
+
+@threadpool_limits.wrap(limits=1)
+def one_iteration(world):
+    """CPU seconds of one iteration: ours, and `implicit`'s two solvers."""
     import scipy.sparse
     from implicit.als import AlternatingLeastSquares
-    from threadpoolctl import threadpool_limits
 
-    rows, threads = [], torch.get_num_threads()
-    for world, inputs in {"verbs": load_verbs(), "synthetic": in_memory(make_world(10**5, 10**6))}.items():
-        matrix, scale = inputs.score_matrix, inputs.fit_scale()
-        started = time.monotonic()
-        fit_als(inputs, scale, FactorizationConfig(method="als", epochs=1))
-        row = {"world": world, "observations": matrix.n_observed, "ours": round(time.monotonic() - started, 2)}
-        positive = scipy.sparse.csr_matrix(
-            (np.exp(scale.scale(matrix.scores)), matrix.item_index, matrix.indptr), shape=(matrix.n_queries, matrix.n_items)
-        )
-        for name, uses_cg in (("implicit_cholesky", False), ("implicit_conjugate_gradient", True)):
-            model = AlternatingLeastSquares(factors=DIM, iterations=1, num_threads=threads, use_gpu=False, use_cg=uses_cg)
-            started = time.monotonic()
-            with threadpool_limits(1, "blas"):
-                model.fit(positive, show_progress=False)
-            row[name] = round(time.monotonic() - started, 2)
-        rows.append(row)
-        sys.stdout.write(f"{row}\n")
-    return rows
+    torch.set_num_threads(1)
+    inputs = WORLDS[world]()
+    matrix, scale = inputs.score_matrix, inputs.fit_scale()
+    started = time.process_time()
+    fit_als(inputs, scale, FactorizationConfig(method="als", epochs=1))
+    row = {"world": world, "observations": matrix.n_observed, "ours": round(time.process_time() - started, 2)}
+    positive = scipy.sparse.csr_matrix(
+        (np.exp(scale.scale(matrix.scores)), matrix.item_index, matrix.indptr), shape=(matrix.n_queries, matrix.n_items)
+    )
+    for name, uses_cg in (("implicit_conjugate_gradient", True), ("implicit_cholesky", False)):
+        model = AlternatingLeastSquares(factors=DIM, iterations=1, num_threads=1, use_gpu=False, use_cg=uses_cg)
+        started = time.process_time()
+        model.fit(positive, show_progress=False)
+        row[name] = round(time.process_time() - started, 2)
+    return row
 
 
-SECTIONS = {f.__name__: f for f in (observations, workers, items, many_items, rivals, implicit)}
-ON_RAY = ("observations", "workers", "items", "many_items")
-
-
-def run_section(name):
-    """Run a section, or take its figures from an earlier run."""
-    path = OUT / f"{name}.json"
-    if not path.exists():
-        OUT.mkdir(parents=True, exist_ok=True)
-        if name in ON_RAY:
-            join_cluster()
-        path.write_text(json.dumps(SECTIONS[name](), indent=1))
-    return json.loads(path.read_text())
+SECTIONS = {f.__name__: f for f in (rivals, implicit, workers, items, observations, many_items)}
 
 
 def linear_r2(rows, method):
@@ -266,7 +253,7 @@ def linear_r2(rows, method):
 
 
 def speed_up(rows, world, method):
-    """AdamW's (MF_Trns) seconds to its best held-out error over the seconds to at most that error; None if never."""
+    """AdamW's (MF_Trns) seconds to its best held-out error over a fit's seconds to at most that error; None if never."""
     curves = {row["method"]: row["seconds_and_held_out_rmse"] for row in rows if row["world"] == world}
     seconds, best = min(curves["mf_trns"], key=lambda point: point[1])
     reached = [at for at, rmse in curves[method] if rmse <= best]
@@ -277,9 +264,9 @@ def main():
     """One section, or all and the record."""
     logging.getLogger("axn_ray").setLevel("INFO")
     if len(sys.argv) > 1:
-        run_section(sys.argv[1])
+        SECTIONS[sys.argv[1]]()
         return
-    found = {name: run_section(name) for name in SECTIONS}
+    found = {name: section() for name, section in SECTIONS.items()}
     memory = {row["workers"]: row["peak_mb_per_worker"] for row in found["workers"] if row["method"] == "mf_trns"}
     record(
         "factorize",

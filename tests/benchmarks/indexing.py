@@ -1,13 +1,16 @@
-"""`make bench-indexing`: the whole of indexing side by side on the verb world: CE calls, seconds, recall@10 at B=100.
+"""`make bench-indexing`: the whole of indexing side by side on the verb world: CE calls, seconds, recall at B=100.
 
-The same 2000 x 100 train scores feed MF_Trns, ALS, MF_Ind, the closed form and a dual-encoder distilled on them (sentence-transformers,
-cross-entropy on the CE's softmax over each query's scored items). ADACUR has dense rows of 50 dev queries instead, which no
-other method sees. Embeddings and scores are those of `make bench-recall`; each step is kept in runs/bench-indexing and not done again.
-"""  # noqa: E501
+As many calls, 2000 x 100, feed each: MF_Trns, ALS, MF_Ind and a dual-encoder that is distilled with sentence-transformers
+(cross-entropy on the CE's softmax over a query's scored items) take the nearest items; the closed form takes the nearest,
+some found by search, some random. ANNCUR and ADACUR have dense rows of 50 dev queries instead. Artifacts are those of
+`make bench-recall`, which runs first; each step is kept in runs/bench-indexing and not done again.
+"""
 
 import json
+import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +27,17 @@ from axn_ray.distributed.embed import EmbedConfig, embed
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
 from axn_ray.distributed.factorize import factorize_scores
-from axn_ray.distributed.score import ScoreConfig, score
 from tests.benchmarks.common import record
 
 OUT, RECALL = Path("runs/bench-indexing"), Path("runs/bench-recall/verbs")
 WORLD = EmbedConfig(world=["verb"], train_queries=2000)
-FITS = ("mf_trns", "als", "mf_ind", "bayes")
+# The fit's scores, and the methods that search with it; ALS gives embeddings of MF_Trns's kind.
+FITS = {
+    "mf_trns": ("g_near", "mf_trns", ["axn_pinv_mf_trns"]),
+    "als": ("g_near", "mf_trns", ["axn_pinv_mf_trns"]),
+    "mf_ind": ("g_near", "mf_ind", ["rnr_mf_ind", "axn_pinv_mf_ind", "axn_ridge_mf_ind"]),
+    "bayes": ("g_mix", "bayes", ["axn_bayes"]),
+}
 ITEMS_PER_STEP, QUERIES_PER_STEP, RATE, TEMPERATURE = 24, 8, 5e-5, 20.0
 
 
@@ -92,7 +100,7 @@ def step(name, work):
 
 def search(embeddings, methods, name, factorizations=None, dense_rows=None):
     """Recall of the methods on the test queries at B=100 and the calls of their indexes."""
-    config = EvaluateConfig(budgets=[100], rounds=[10], k=[1, 10, 100], methods=methods, baseline=methods[0])
+    config = EvaluateConfig(budgets=[100], rounds=[10], k=[1, 10, 100], methods=methods)
     summary = examine(config, embeddings, sample.EXACT_SCORES, factorizations or {}, OUT / f"evaluation-{name}", dense_rows)
     kept = ("method", "rounds", "k", "recall", "low", "high")
     return [{key: row[key] for key in kept if key in row} for row in summary]
@@ -101,31 +109,30 @@ def search(embeddings, methods, name, factorizations=None, dense_rows=None):
 def main():
     """Every step that is missing, then the record."""
     join_cluster()
-    embeddings, scores, train = RECALL / "embeddings", RECALL / "g_near", OUT / "train"
-    found = {}
+    embeddings, near, found = RECALL / "embeddings", RECALL / "g_near", {}
 
     def done(name, work):
         found[name] = step(name, work)
 
-    if not (scores / "manifest.json").exists():
-        score(embed(WORLD, embeddings), ScoreConfig(per_query=100), scores)
-    for method in FITS:
-        config = FactorizationConfig.model_validate({"method": method})
-        done(f"fit-{method}", lambda c=config, m=method: factorize_scores(embeddings, scores, c, OUT / m, storage=train) and None)
-        name = {"als": "mf_trns"}.get(method, method)  # searched as MF_Trns is
-        methods = {"mf_trns": ["axn_pinv_mf_trns"], "mf_ind": ["rnr_mf_ind", "axn_pinv_mf_ind", "axn_ridge_mf_ind"]}
-        methods = methods.get(name, ["axn_bayes"])
-        done(f"search-{method}", lambda n=name, m=method, c=methods: search(embeddings, c, m, {n: OUT / m}))
-    done("search-de", lambda: search(embeddings, ["rnr_de", "axn_pinv_de"], "de"))
-    done("distil", lambda: distil(embeddings, scores, OUT / "distilled"))
+    done("distil", lambda: distil(embeddings, near, OUT / "distilled"))
     distilled = WORLD.model_copy(update={"dual_encoder": str(OUT / "distilled")})
     done("embed-distilled", lambda: embed(distilled, OUT / "embeddings-distilled") and None)
     done("search-distilled", lambda: search(OUT / "embeddings-distilled", ["rnr_de", "axn_pinv_de"], "distilled"))
-    rows = OUT / "dense_rows"
-    corpus = load_embedded_corpus(embeddings)
-    done("score-dense", lambda: score(corpus, ScoreConfig(split="dev", choice="all"), rows).counts["pairs"])
-    done("search-adacur", lambda: search(embeddings, ["anncur", "adacur"], "adacur", dense_rows=rows))
-    record("indexing", {"index_ce_calls": load_scores(scores).matrix.n_observed, "steps": found}, **headline(found))
+    done("search-de", lambda: search(embeddings, ["rnr_de", "axn_pinv_de"], "de"))
+    for method, (scores, name, methods) in FITS.items():
+        config, out = FactorizationConfig.model_validate({"method": method}), OUT / method
+        done(f"fit-{method}", partial(fit, embeddings, RECALL / scores, config, out))
+        done(f"search-{method}", partial(search, embeddings, methods, method, {name: out}))
+    rows = RECALL / "dev_truth"
+    done("search-cur", lambda: search(embeddings, ["anncur", "adacur"], "cur", dense_rows=rows))
+    calls = {name: load_scores(RECALL / name).matrix.n_observed for name in ("g_near", "g_mix", "dev_truth")}
+    record("indexing", {"ce_calls": calls, "steps": found}, **headline(found))
+
+
+def fit(embeddings, scores, config, out):
+    """One factorization, from the start."""
+    shutil.rmtree(OUT / "train", ignore_errors=True)
+    factorize_scores(embeddings, scores, config, out, num_workers=2, storage=OUT / "train")
 
 
 def headline(found):
