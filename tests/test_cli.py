@@ -96,6 +96,12 @@ def test_flags_win_over_yaml_and_unknown_names_are_refused(axn, files):
     assert "none.parquet does not exist" in failure(*axn("embed", "--config", files / "good.yaml", "--out", files / "e"))
 
 
+def test_fewer_workers_at_most_than_at_least(axn, files):
+    inputs = ["--embeddings", files / "e", "--scores", files / "s", "--out", files / "f"]
+    message = failure(*axn("factorize", *inputs, "--workers", 3, "--max-workers", 2))
+    assert "max_workers=2 is less than workers=3; raise it or leave it out" in message
+
+
 def test_models_that_do_not_exist(axn, files):
     items, queries = files / "items.parquet", files / "queries.parquet"
     code, output = axn("embed", "--items", items, "--queries", queries, "--dual-encoder", "no-such/model", "--out", files / "e")
