@@ -115,7 +115,7 @@ def main():
         found[name] = step(name, work)
 
     done("distil", lambda: distil(embeddings, near, OUT / "distilled"))
-    distilled = WORLD.model_copy(update={"dual_encoder": str(OUT / "distilled")})
+    distilled = WORLD.model_copy(update={"dual_encoder": str((OUT / "distilled").resolve())})
     done("embed-distilled", lambda: embed(distilled, OUT / "embeddings-distilled") and None)
     done("search-distilled", lambda: search(OUT / "embeddings-distilled", ["rnr_de", "axn_pinv_de"], "distilled"))
     done("search-de", lambda: search(embeddings, ["rnr_de", "axn_pinv_de"], "de"))
