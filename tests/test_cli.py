@@ -147,10 +147,11 @@ def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
     assert code == 0, output
     code, output = axn(
         "factorize", "--embeddings", embeddings, "--scores", files / "scores", "--epochs", 2, "--storage", files / "storage",
-        "--out", files / "mf_ind",
+        "--out", files / "bayes",
     )  # fmt: skip
     assert code == 0, output
-    search = ["search", "he [ran]", "--embeddings", embeddings, "--factorization", files / "mf_ind", *ce]
+    assert {path.name.rpartition("-")[0] for path in (files / "views").iterdir()} == {"de_half", "ce", "ce_half"}  # no titles
+    search = ["search", "he [ran]", "--embeddings", embeddings, "--factorization", files / "bayes", *ce]
     code, output = axn(*search, "--budget", 3, "--rounds", 2)
     assert code == 0
     assert "3 CE calls" in output
@@ -160,8 +161,8 @@ def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
     over = failure(*axn(*search, "--budget", 500))
     assert "budget=500 exceeds the 3 items in the index; lower the budget or add items" in over
     assert "the query is empty" in failure(*axn("search", " ", *search[2:], "--budget", 3, "--rounds", 1))
-    evaluate = ["evaluate", "--embeddings", embeddings, "--truth", files / "truth", "--mf-ind", files / "mf_ind"]
-    settings = ["--methods", "rnr_de", "--methods", "axn_ridge_mf_ind", "--rounds", 2, "--budgets", 2, "--k", 1]
+    evaluate = ["evaluate", "--embeddings", embeddings, "--truth", files / "truth", "--bayes", files / "bayes"]
+    settings = ["--methods", "rnr_de", "--methods", "axn_bayes", "--rounds", 2, "--budgets", 2, "--k", 1]
     code, output = axn(*evaluate, *settings, "--out", files / "evaluation")
     assert code == 0, output
     assert (files / "evaluation/recall.png").stat().st_size > 10_000

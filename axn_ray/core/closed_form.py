@@ -5,11 +5,12 @@ Knows no CE, no files and no Ray.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
 
 from axn_ray.core.bayes import (
     BayesInputs,
@@ -29,16 +30,17 @@ logger = logging.getLogger(__name__)
 
 StoredArray = npt.NDArray[np.floating]  # float32, or float16 as views are stored
 
-BLOCK = 1 << 14
+BLOCK, SAMPLE = 1 << 14, 1 << 17
+MAX_FEATURES = 768
 CONSTANT = 0.3  # the item feature that carries a query's mean score; 1 on the query's side
 VIEW_SCALE = 0.5
 
 
 @dataclass(frozen=True)
 class ItemFeatures:
-    """`v_i = [embedding ; VIEW_SCALE view ; ... ; CONSTANT]`: the dual-encoder's embeddings (n_items, dim) first, then views.
+    """`v_i = [embedding ; VIEW_SCALE view ; ... ; CONSTANT] basis`: the dual-encoder's embeddings (n_items, dim), then views.
 
-    The arrays may be memory-mapped; only the rows asked for are read.
+    The arrays may be memory-mapped; only the rows asked for are read. Without a `basis` (features, dim) all stay.
 
     Raises:
         InputError: a view of other items.
@@ -46,6 +48,7 @@ class ItemFeatures:
 
     embeddings: StoredArray
     views: Sequence[StoredArray] = ()
+    basis: FloatArray | None = None
 
     def __post_init__(self) -> None:
         for view in self.views:
@@ -55,15 +58,11 @@ class ItemFeatures:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    @property
-    def dim(self) -> int:
-        """Features of an item."""
-        return sum(part.shape[1] for part in (self.embeddings, *self.views)) + 1
-
     def take(self, rows: npt.NDArray[np.integer] | slice) -> FloatArray:
         """The features of some items, (n, dim) float32."""
         parts = [self.embeddings[rows].astype(np.float32), *(VIEW_SCALE * view[rows].astype(np.float32) for view in self.views)]
-        return with_constant(np.concatenate(parts, axis=1), CONSTANT)
+        whole = with_constant(np.concatenate(parts, axis=1), CONSTANT)
+        return whole if self.basis is None else whole @ self.basis
 
     def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
         """All items, a block of rows at a time."""
@@ -71,9 +70,26 @@ class ItemFeatures:
             yield (rows := slice(start, start + BLOCK)), self.take(rows)
 
     def moment(self) -> Float64Array:
-        """Mean of `v vᵀ` over all items, (dim, dim)."""
-        total = [(block.T @ block).astype(np.float64) for _, block in self.blocks()]
-        return np.sum(total, axis=0) / len(self)
+        """Mean of `v vᵀ` (dim, dim) over the items, where there are many over `SAMPLE` of them, evenly spaced."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).astype(np.int64))
+        blocks = (self.take(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK))
+        return np.sum([(block.T @ block).astype(np.float64) for block in blocks], axis=0) / len(rows)
+
+    def reduce(self, dim: int) -> "ItemFeatures":
+        """The same items by the `dim` directions in which they differ most, or as they are where they have no more."""
+        moment = self.moment()
+        if len(moment) <= dim:
+            return self
+        _, basis = scipy.linalg.eigh(moment, subset_by_index=[len(moment) - dim, len(moment) - 1])
+        return replace(self, basis=basis.astype(np.float32))
+
+    def start_weights(self) -> Float64Array:
+        """W (dim, dual-encoder's dim + 1) with which `v . W [x ; 1]` is the inner product of the dual-encoder's embeddings."""
+        n_seen = sum(part.shape[1] for part in (self.embeddings, *self.views)) + 1
+        dim = self.embeddings.shape[1]
+        weights = np.eye(n_seen, dim + 1)
+        weights[:, dim] = 0.0
+        return weights if self.basis is None else self.basis.T.astype(np.float64) @ weights
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ def in_one_process(data: TrainData) -> SumStatistics:
 
 
 def fit_model(data: TrainData, iterations: int, spread: Spread = in_one_process) -> BayesModel:
-    """EM from W that hands the query's embedding to the dual-encoder's block of the item features, and 0 to the others.
+    """EM from the dual-encoder's own scores: see `ItemFeatures.start_weights`.
 
     Raises:
         InputError: no observations.
@@ -111,10 +127,8 @@ def fit_model(data: TrainData, iterations: int, spread: Spread = in_one_process)
     """
     if not data.matrix.n_observed:
         raise InputError("the score matrix is empty; score some pairs first")
-    prior_weights = np.eye(data.features.dim, data.query_embeddings.shape[1] + 1)
-    prior_weights[:, -1] = 0.0
     variance = float(np.var(data.scale.scale(data.matrix.scores)))
-    return fit_bayes(spread(data), prior_weights, variance, iterations=iterations)
+    return fit_bayes(spread(data), data.features.start_weights(), variance, iterations=iterations)
 
 
 @dataclass(frozen=True)

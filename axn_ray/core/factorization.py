@@ -16,7 +16,17 @@ from torch import Tensor
 from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, read_manifest
 from axn_ray.core.bayes import with_constant
-from axn_ray.core.closed_form import ItemFeatures, Spread, StoredArray, TrainData, embed, fit_model, held_out_rmse, in_one_process
+from axn_ray.core.closed_form import (
+    MAX_FEATURES,
+    ItemFeatures,
+    Spread,
+    StoredArray,
+    TrainData,
+    embed,
+    fit_model,
+    held_out_rmse,
+    in_one_process,
+)
 from axn_ray.core.epochs import Epoch, best_epoch
 from axn_ray.core.fit_share import share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
@@ -131,24 +141,24 @@ def fit_closed_form(
     """
     held_out = inputs.held_out(config)
     observed = inputs.score_matrix.keep(~held_out)
-    features = ItemFeatures(inputs.item_embeddings, views)
+    features = ItemFeatures(inputs.item_embeddings, views).reduce(MAX_FEATURES)
     model = fit_model(TrainData(features, inputs.query_embeddings, observed, scale), config.epochs, spread)
     embedded = embed(model, features, inputs.query_embeddings, config.width)
     rmse = held_out_rmse(embedded, inputs.query_embeddings, scale, observed, inputs.score_matrix.keep(held_out))
     record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
-    _judge(record)
+    _judge(record, cure="score more pairs")
     n_observed = inputs.score_matrix.n_observed
     noise_variance = embedded.noise_variance
     return Factorization(embedded.item_embeddings, scale, None, record, embedded.query_map, noise_variance, n_observed)
 
 
-def _judge(record: FitRecord) -> None:
+def _judge(record: FitRecord, cure: str = "change learning_rate") -> None:
     """Say how good the fit is; loudly when it is worse than no fit."""
     both = record.held_out_rmse, record.start_rmse
     if record.held_out_rmse < record.start_rmse:
         logger.info("held-out RMSE %.5f after epoch %d, the dual-encoder's is %.5f", both[0], record.best_epoch, both[1])
     else:
-        logger.warning("THE FIT IS WORSE THAN NONE: held-out RMSE %.5f, the dual-encoder's is %.5f; change learning_rate", *both)
+        logger.warning("THE FIT IS WORSE THAN NONE: held-out RMSE %.5f, the dual-encoder's is %.5f; %s", *both, cure)
 
 
 def describe_factorization(factorization: Factorization, config: FactorizationConfig, made_from: Mapping[str, str]) -> Manifest:

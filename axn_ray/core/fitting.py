@@ -12,7 +12,7 @@ from axn_ray.errors import InputError
 
 Rows = npt.NDArray[np.int64]
 BLOCK = 1 << 16
-VIEWS = "of bayes: what it sees of an item beside its embedding; default: what there can be of de_title, ce, ce_half"
+VIEWS = "of bayes: what it sees of an item beside its embedding; default: all of de, ce, last layer and half, text and title"
 METHOD_DEFAULTS = {"mf_trns": {"epochs": 10}, "bayes": {"epochs": 6}, "als": {"epochs": 6, "patience": 1}}
 
 

@@ -31,7 +31,7 @@ Encoder = Literal["de", "ce"]
 logger = logging.getLogger(__name__)
 
 KIND = "view"
-DEFAULT_VIEWS = ("de_title", "ce", "ce_half")
+DEFAULT_VIEWS = ("de_half", "de_title", "de_half_title", "ce", "ce_half", "ce_title", "ce_half_title")
 VIEW = "view.npy"
 NAME = re.compile(r"(?P<encoder>de|ce)(?P<layer>\d*|_half)(?P<title>_title)?")
 BLOCK = 1 << 16

@@ -51,6 +51,25 @@ def test_features_stand_side_by_side(world):
     np.testing.assert_allclose(features.moment(), everything.T.astype(np.float64) @ everything / N_ITEMS, atol=1e-6)
 
 
+def test_reduced_features_keep_the_directions_in_which_items_differ(world):
+    items, queries, view, _ = world
+    whole = ItemFeatures(items, [view])
+    assert whole.reduce(13) is whole
+    reduced = whole.reduce(9)
+    everything = np.arange(N_ITEMS)
+    _, singular, right = np.linalg.svd(whole.take(everything), full_matrices=False)
+    np.testing.assert_allclose(
+        reduced.take(everything) @ reduced.basis.T, whole.take(everything) @ right[:9].T @ right[:9], atol=1e-4
+    )
+    lost = whole.take(everything) - reduced.take(everything) @ reduced.basis.T
+    assert np.sum(lost**2) == pytest.approx(np.sum(singular[9:] ** 2), rel=1e-3)
+    x = np.column_stack([queries, np.ones(N_QUERIES)])
+    np.testing.assert_allclose(whole.take(everything) @ (x @ whole.start_weights().T).T, items @ queries.T, atol=1e-5)
+    np.testing.assert_allclose(
+        reduced.take(everything) @ reduced.start_weights(), (whole.take(everything) - lost) @ whole.start_weights(), atol=1e-4
+    )
+
+
 def test_a_share_holds_its_own_queries_and_their_items(world):
     items, queries, view, matrix = world
     data = TrainData(ItemFeatures(items, [view]), queries, matrix, ScoreScale(1.0, 2.0))

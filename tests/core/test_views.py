@@ -8,7 +8,7 @@ from axn_ray.core.artifact import Manifest, new_artifact
 from axn_ray.core.corpus import Items
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.models import MINILM
-from axn_ray.core.views import KIND, LayerEncoder, View, choose_views, load_view, save_view
+from axn_ray.core.views import DEFAULT_VIEWS, KIND, LayerEncoder, View, choose_views, load_view, save_view
 from axn_ray.errors import ArtifactError, InputError
 
 TEXTS = ["run: move fast", "x", "bank: a long definition of a bank, with more words than the others", "close: shut"]
@@ -87,11 +87,11 @@ def names_of(views):
 
 def test_the_default_takes_what_there_is(caplog):
     with caplog.at_level("INFO", logger="axn_ray.core.views"):
-        assert names_of(choose_views(None, ITEMS, "some/model")) == ["de_title", "ce", "ce_half"]
+        assert names_of(choose_views(None, ITEMS, "some/model")) == [*DEFAULT_VIEWS]
         assert not caplog.messages
-        assert names_of(choose_views(None, NO_TITLES, "some/model")) == ["ce", "ce_half"]
-        assert names_of(choose_views(None, ITEMS, "python:module:factory")) == ["de_title"]
-        assert names_of(choose_views(None, NO_TITLES, None)) == []
+        assert names_of(choose_views(None, NO_TITLES, "some/model")) == ["de_half", "ce", "ce_half"]
+        assert names_of(choose_views(None, ITEMS, "python:module:factory")) == ["de_half", "de_title", "de_half_title"]
+        assert names_of(choose_views(None, NO_TITLES, None)) == ["de_half"]
     assert "the fit goes without the view de_title: there are no titles" in caplog.messages
     assert "the fit goes without the view ce: there are no weights of the cross-encoder" in caplog.messages
 

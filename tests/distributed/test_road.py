@@ -15,11 +15,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from axn_ray.core.cross_encoder import CrossEncoder
-from axn_ray.core.factorization import fit
-from axn_ray.core.fitting import FactorizationConfig
+from axn_ray.core.factorization import fit_closed_form
+from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.score_store import load_scores
 from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.embed import EmbedConfig, embed
+from axn_ray.distributed.embed_views import open_views
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
 from axn_ray.distributed.factorize import factorize_scores
@@ -62,7 +63,9 @@ def test_embed_score_factorize_evaluate_on_three_nodes(three_nodes, tmp_path):
 
     settings = FactorizationConfig(method="bayes")
     fitted = factorize_scores(tmp_path / "embeddings", tmp_path / "scores", settings, tmp_path / "bayes", num_workers=3)
-    twin = fit(observed.matrix, np.asarray(corpus.item_embeddings), np.asarray(corpus.query_embeddings[rows]), settings)
+    views = open_views(None, corpus, ScoreConfig().cross_encoder, tmp_path / "views", workers=1, threads=1)  # not made again
+    inputs = FitInputs(observed.matrix, np.asarray(corpus.item_embeddings), np.asarray(corpus.query_embeddings[rows]))
+    twin = fit_closed_form(inputs, inputs.fit_scale(), settings, views)
     mine, theirs = (
         part.embed_queries(corpus.query_embeddings) @ np.asarray(part.item_embeddings, np.float32).T for part in (fitted, twin)
     )
