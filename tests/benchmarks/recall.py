@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from axn_ray import sample
+from axn_ray.core.choice import GRID
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.distributed.cluster import join_cluster
@@ -100,7 +101,7 @@ def verbs(known):
     folder, fitted = world.folder, {name: world.folder / name for name in world.fits}
     inputs = folder / "embeddings", folder / "dev_truth", fitted
     shared = {"rounds": ROUNDS, "known_scores": known}
-    plan = EvaluateConfig(choose=True, budgets=[100, 500], k=KS, **shared)
+    plan = EvaluateConfig(choose=True, methods=[*GRID], budgets=[100, 500], k=KS, **shared)
     make(folder / "dev", examine, plan, *inputs, folder / "dev")
     # ANNCUR and ADACUR have nothing to choose: the dev queries' dense truth is their index.
     judge(world, folder / "evaluation", {"methods": []}, folder / "dev", dense_rows=folder / "dev_truth")
