@@ -15,6 +15,7 @@ from axn_ray.errors import InputError
 
 CELL = ["method", "rounds", "budget", "k"]
 MEASURES = {"recall": "recall", "accuracy": "accuracy", "ndcg_at_10": "nDCG@10"}
+STOPS = ", stop at "  # in the name of a method that stops before its budget, between its own name and the target recall
 
 Row = dict[str, Any]
 Cell = tuple[str, int, int, int]
@@ -32,7 +33,8 @@ def summarize(table: pa.Table, seed: int = 0, baseline: MethodAt | None = None) 
     """One JSON-able row per method, rounds, budget and k, in the table's order: means over all queries, in 0..1.
 
     Each measure has its 95 % bootstrap bounds beside it (`recall_low`, `recall_high`, ...). Every row resamples the same
-    queries. Label measures are left out where the queries had no labels. `index_ce_calls` is None where it is not known.
+    queries. Label measures are left out where the queries had no labels. `index_ce_calls` is None where it is not known,
+    `target_recall` where the search was not to stop at a recall at this k.
     With a `baseline` each row has `gain` over the baseline's recall at the same budget and k, paired by query, with its
     95 % bootstrap bounds and the `p_value` of a permutation test, not corrected for the number of rows.
 
@@ -41,12 +43,14 @@ def summarize(table: pa.Table, seed: int = 0, baseline: MethodAt | None = None) 
     """
     measured = {m: per_query(table, m) for m in MEASURES if table[m].null_count < table.num_rows}
     spent, seconds, offline = (per_query(table, name) for name in ("ce_calls", "search_seconds", "index_ce_calls"))
+    targets = per_query(table, "target_recall")
     if baseline is not None and baseline not in {cell[:2] for cell in spent}:
         raise InputError(f"the baseline {baseline[0]!r} with {baseline[1]} rounds was not evaluated; add it to the methods")
     rows: list[Row] = []
     for cell, calls in spent.items():
         row: Row = {**dict(zip(CELL, cell, strict=True)), "n_queries": len(calls), "ce_calls": float(calls.mean())}
         row["index_ce_calls"] = None if np.isnan(offline[cell][0]) else int(offline[cell][0])
+        row["target_recall"] = None if np.isnan(targets[cell][0]) else float(targets[cell][0])
         row["search_ms"] = float(1000 * seconds[cell].mean())
         for measure, values in measured.items():
             row[measure] = float(values[cell].mean())

@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("rounds", pa.int32()),
         ("budget", pa.int32()),
         ("k", pa.int32()),
+        ("target_recall", pa.float64()),
         ("recall", pa.float64()),
         ("ce_calls", pa.int32()),
         ("index_ce_calls", pa.int64()),
@@ -141,6 +142,7 @@ def evaluate_queries(examination: Examination, queries: Iterable[int]) -> pa.Tab
     `found` are the k best items that were scored, best first by (score, item index): what the search returns.
     `accuracy` and `ndcg_at_10` do not depend on k; they stand in each of its rows, and are null without labels.
     `index_ce_calls` is what the method's embeddings cost before the first query, null where that is not known.
+    `target_recall` is the recall at this k at which the search was to stop, null for one that spends its budget.
     `search_seconds` is the time of the search without the CE: what remains beside looking its scores up.
 
     Raises:
@@ -172,6 +174,7 @@ def _evaluate_query(examination: Examination, query: int) -> Iterator[dict[str, 
                 "rounds": method.rounds,
                 "budget": budget,
                 "k": k,
+                "target_recall": method.target_recall if method.k == k else None,
                 "recall": recall_at_k(result.item_index, exact[:k]),
                 "ce_calls": ce_calls,
                 "index_ce_calls": examination.space.index_ce_calls(method),

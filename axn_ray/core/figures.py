@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from axn_ray.core.comparison import MethodAt, Row, calls_to_reach, list_methods, per_query
+from axn_ray.core.comparison import STOPS, MethodAt, Row, calls_to_reach, list_methods, per_query
 
 # Paul Tol's "bright" palette with two more: colour-blind readers tell them apart, on white and on black.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#EE7733", "#009988")
@@ -35,10 +35,11 @@ def panels_of(summary: Sequence[Row]) -> list[int]:
 def choose_lines(summary: Sequence[Row], baseline: MethodAt | None = None, rounds: int = 10) -> list[MethodAt]:
     """The methods to draw, in the summary's order: those with the highest recall over all cells, and the baseline.
 
+    Methods that stop at a target recall are left out: `draw_reliability` shows them.
     A method that was run with several numbers of rounds stands at `rounds`, or at its most where that is not among them.
     """
     depth: dict[str, int] = {}
-    for name, number in list_methods(summary):
+    for name, number in list_methods([row for row in summary if STOPS not in row["method"]]):
         depth[name] = rounds if rounds in (number, depth.get(name)) else max(number, depth.get(name, 0))
 
     def strength(method: MethodAt) -> float:
@@ -155,6 +156,31 @@ def draw_pareto(summary: Sequence[Row], k: int, baseline: MethodAt | None = None
         axes.set(title=f"B={budget}", xlabel="CE calls to make the index", ylim=(0, 103))
     panels[0].set_ylabel(f"recall@{k}, %")
     _add_legend(figure, panels[0], min(4, len(methods)))
+    return figure
+
+
+def draw_reliability(summary: Sequence[Row]) -> Figure:
+    """Searches that stop at a target recall: recall achieved against the target, and the CE calls spent; a line per budget.
+
+    On the dotted line the stop keeps its word; above it, it found more than it was asked for.
+    """
+    rows = [row for row in summary if row["target_recall"] is not None]
+    name = rows[0]["method"].split(STOPS)[0]
+    figure, (achieved, spent) = new_figure(2, height=4.8, width=5.0)
+    for number, budget in enumerate(sorted({row["budget"] for row in rows})):
+        mine = [row for row in rows if row["budget"] == budget and row["method"].split(STOPS)[0] == name]
+        mine.sort(key=lambda row: row["target_recall"])
+        targets = [100 * row["target_recall"] for row in mine]
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        low, high = ([100 * row[f"recall_{side}"] for row in mine] for side in ("low", "high"))
+        achieved.fill_between(targets, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        achieved.plot(targets, [100 * row["recall"] for row in mine], label=f"at most {budget} calls", markersize=5, **style)
+        spent.plot(targets, [row["ce_calls"] for row in mine], markersize=5, **style)
+    achieved.axline((50, 50), slope=1, linestyle=":", color="grey", linewidth=1.2)
+    achieved.set(title=f"{name}: what was found", xlabel="target recall, %", ylabel=f"recall@{rows[0]['k']} achieved, %")
+    spent.set(title="what it cost", xlabel="target recall, %", ylabel="CE calls per query, mean")
+    spent.set_ylim(bottom=0)
+    _add_legend(figure, achieved, 4)
     return figure
 
 

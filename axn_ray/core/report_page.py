@@ -19,6 +19,7 @@ from axn_ray.core.figures import (
     draw_calls_saved,
     draw_pareto,
     draw_recall,
+    draw_reliability,
     draw_wins,
     panels_of,
     to_inline_svg,
@@ -80,6 +81,15 @@ def _figures(
                 draw_wins(table, best, baseline, k),
             ),
         ]
+    if any(row["target_recall"] is not None for row in summary):
+        drawn.append(
+            (
+                "Does the adaptive stop keep its word?",
+                "Recall achieved against the recall at which the search was to stop, with 95 % bands over queries, and the CE "
+                "calls that it spent. Above the dotted line it found more than it was asked for.",
+                draw_reliability(summary),
+            )
+        )
     return [
         {"title": title, "caption": caption, "svg": to_inline_svg(figure, f"figure{number}")}
         for number, (title, caption, figure) in enumerate(drawn)

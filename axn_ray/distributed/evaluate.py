@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy
 
 from axn_ray.core.choice import Choice, list_trials
-from axn_ray.core.comparison import MethodAt
+from axn_ray.core.comparison import STOPS, MethodAt
 from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.evaluation import EvaluationPlan, Examination, evaluate_queries
 from axn_ray.core.methods import METHODS, Method, choose_methods, methods_for
@@ -30,6 +31,9 @@ class EvaluateConfig(CrossEncoderConfig):
     rounds: list[int] = Field([10], description="rounds of each method that searches; RnR has one, ANNCUR two")
     budgets: list[int] = Field([100, 200, 500], description="CE calls per query")
     k: list[int] = Field([1, 10, 100], description="recall@k to report")
+    target_recall: list[float] = Field(
+        [], description="also let the methods with a posterior stop where this share of the top k (10, or the last k) is found"
+    )
     baseline: str = Field("rnr_de", description="the method that all are compared with, at its last number of rounds")
     choose: bool = Field(False, description="try the free settings on dev queries and keep the best; without it, test queries")
     max_queries: int | None = Field(None, ge=1, description="judge only the truth's first queries; default: all")
@@ -59,13 +63,21 @@ class EvaluateConfig(CrossEncoderConfig):
 
     def find_baseline(self, chosen: Choice | None = None) -> MethodAt:
         """Name and rounds of the baseline, as they stand in the plan."""
-        method = self._list_methods([self.baseline], chosen)[-1]
-        return method.name, method.rounds
+        spends_all = [method for method in self._list_methods([self.baseline], chosen) if method.target_recall is None]
+        return spends_all[-1].name, spends_all[-1].rounds
 
     def _list_methods(self, names: Sequence[str], chosen: Choice | None) -> tuple[Method, ...]:
         if self.choose:
             return tuple(trial.method for trial in list_trials(names, self.rounds))
-        return choose_methods(names, self.rounds) if chosen is None else chosen.apply(names, self.rounds)
+        methods = choose_methods(names, self.rounds) if chosen is None else chosen.apply(names, self.rounds)
+        k = 10 if 10 in self.k else self.k[-1]
+        stopping = [
+            replace(method, name=f"{method.name}{STOPS}{target:.0%}", target_recall=target, k=k)
+            for method in methods
+            for target in self.target_recall
+            if method.estimator == "ridge"
+        ]
+        return (*methods, *stopping)
 
 
 class _EvaluateActor:

@@ -110,6 +110,8 @@ def verbs(known):
         plan = EvaluateConfig(choose=True, budgets=[100, 500], k=[k], **alone, **shared)
         make(folder / f"dev_lambda_{k}", examine, plan, *inputs, folder / f"dev_lambda_{k}")
         judge(world, folder / f"lambda_{k}", {**alone, "k": [k]}, folder / f"dev_lambda_{k}")
+    stops = {"methods": ["axn_bayes"], "target_recall": [0.5, 0.6, 0.7, 0.8, 0.9, 0.95], "k": [10]}
+    judge(world, folder / "stops", stops, None)
     several = {"methods": ["axn_pinv_mf_ind", "axn_bayes"], "rounds": [2, 5, 20]}
     judge(world, folder / "rounds", several, None)
 

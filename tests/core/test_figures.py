@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from axn_ray.core.comparison import summarize
+from axn_ray.core.comparison import STOPS, summarize
 from axn_ray.core.evaluation import EvaluationPlan, evaluate_in_process
 from axn_ray.core.figures import (
     MOST_LINES,
@@ -12,6 +12,7 @@ from axn_ray.core.figures import (
     draw_calls_saved,
     draw_pareto,
     draw_recall,
+    draw_reliability,
     draw_wins,
     save_figure,
     to_inline_svg,
@@ -80,6 +81,25 @@ def test_wins_and_losses_are_counted_by_query(table):
         lost = sum(ours[query] < theirs[query] for query in ours)
         assert axes.get_title() == f"B={budget}: {won} won, {6 - won - lost} even, {lost} lost"
         assert len(axes.collections[0].get_offsets()) == 6
+
+
+def test_the_reliability_figure_sets_what_was_found_against_what_was_asked():
+    examination = make_examination()
+    bayes = next(method for method in small_rounds() if method.name == "AXN bayes")
+    named = {target: f"AXN bayes{STOPS}{target:.0%}" for target in (0.5, 0.9)}
+    stopping = [replace(bayes, name=name, target_recall=target) for target, name in named.items()]
+    plan = EvaluationPlan((bayes, *stopping), (40, 60), (1, 10))
+    summary = summarize(evaluate_in_process(replace(examination, plan=plan)))
+    cells = {(row["method"], row["budget"], row["k"]): row for row in summary}
+    assert {row["target_recall"] for row in summary if row["k"] == 1} == {None}
+    assert all(cells[name, 60, 10]["target_recall"] == target for target, name in named.items())
+    assert all(cells[name, 60, 10]["ce_calls"] <= 60 for name in named.values())
+    achieved, spent = draw_reliability(summary).figure.axes
+    line = next(line for line in achieved.lines if line.get_label() == "at most 60 calls")
+    assert line.get_xdata().tolist() == [50, 90]
+    np.testing.assert_allclose(line.get_ydata(), [100 * cells[named[t], 60, 10]["recall"] for t in (0.5, 0.9)])
+    np.testing.assert_allclose(spent.lines[1].get_ydata(), [cells[named[t], 60, 10]["ce_calls"] for t in (0.5, 0.9)])
+    assert choose_lines(summary) == [("AXN bayes", 4)]
 
 
 def test_an_inline_figure_takes_the_pages_colour_and_keeps_its_ids_apart(summary):

@@ -53,6 +53,19 @@ def test_the_baseline_takes_part_with_its_last_number_of_rounds():
     assert config.find_baseline() == ("AXN ridge, MF_Ind", 10)
 
 
+def test_methods_with_a_posterior_stop_at_each_target():
+    config = EvaluateConfig(methods=["rnr_de", "axn_bayes"], budgets=[50], target_recall=[0.8, 0.9], baseline="axn_bayes")
+    plan = config.plan(["de", "bayes"])
+    assert [(method.name, method.target_recall, method.k) for method in plan.methods] == [
+        ("RnR, DE", None, 10),
+        ("AXN bayes", None, 10),
+        ("AXN bayes, stop at 80%", 0.8, 10),
+        ("AXN bayes, stop at 90%", 0.9, 10),
+    ]
+    assert config.find_baseline() == ("AXN bayes", 10)
+    assert EvaluateConfig(k=[1, 5], target_recall=[0.8], methods=["axn_bayes"]).plan(["bayes"]).methods[-1].k == 5
+
+
 def test_a_bad_config_is_refused():
     with pytest.raises(InputError, match="method 'bm26' is not known"):
         EvaluateConfig(methods=["bm26"]).plan(["de"])
