@@ -57,3 +57,7 @@ app.command("train-cross-encoder")(train_cross_encoder.command)
 def main() -> None:
     """Entry point."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ from typing import Any
 from langchain_core.callbacks import CallbackManagerForRetrieverRun, Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 SCORE = "relevance_score"
 
@@ -33,8 +33,6 @@ class AxnRetriever(BaseRetriever):
 
 class AxnCompressor(BaseDocumentCompressor):
     """The `top_n` best of some documents (all of them without one), by the cross-encoder's logit."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     backend: Any
     top_n: int | None = Field(None, ge=1)

@@ -7,11 +7,13 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from pydantic import Field
 
+from axn_ray.replies import Backend
+
 
 class AxnRetriever(BaseRetriever):
     """Nodes by the cross-encoder's logit. `options` go to every search: `budget`, `rounds`, ... of an `AxnClient`."""
 
-    def __init__(self, backend: Any, top_k: int = 10, options: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(self, backend: Backend, top_k: int = 10, options: dict[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self._backend, self._top_k, self._options = backend, top_k, options or {}
 

@@ -5,6 +5,8 @@ from typing import Any
 import pandas as pd
 import pyterrier as pt
 
+from axn_ray.replies import Backend
+
 
 class AxnRetriever(pt.Transformer):
     """`[qid, query]` -> `[qid, query, docno, score, rank, iteration, text]`: the logit, and the round that found it (from 1).
@@ -12,7 +14,7 @@ class AxnRetriever(pt.Transformer):
     `options` go to every search: `budget`, `rounds`, ... of an `AxnClient`.
     """
 
-    def __init__(self, backend: Any, num_results: int = 10, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, backend: Backend, num_results: int = 10, options: dict[str, Any] | None = None) -> None:
         self.backend, self.num_results, self.options = backend, num_results, options or {}
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +37,7 @@ class AxnReranker(pt.Transformer):
     A document that cannot be scored is left out.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
