@@ -1,6 +1,7 @@
 """Serve search over HTTP on this machine or cluster. `python -m jobs.serve --index runs/demo`, or without: the sample."""
 
 import logging
+import signal
 import time
 from typing import Annotated
 
@@ -28,9 +29,11 @@ def run(
     from serve_app.app import build_app
 
     join_cluster()
+    logging.getLogger("ray.serve").setLevel("WARNING")  # here; the replicas' own logs keep every request
     serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"encoding": "JSON"})
     serve.run(build_app(config), name="axn")
     logger.info("listening at http://%s:%d", host, port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
             time.sleep(3600)

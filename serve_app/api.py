@@ -1,7 +1,10 @@
 """The routes: what comes in over HTTP, what goes out. All work is the ingress's and the deployments' behind it."""
 
 import asyncio
+import base64
+import hashlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 import axn_ray
@@ -27,17 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 413, 422, 424, 429, 503, 504)}
-POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "style-src 'unsafe-inline'",
-        "script-src 'unsafe-inline'",
-        "connect-src 'self'",
-        "img-src data:",
-        "base-uri 'none'",
-        "form-action 'none'",
-    ]
-)
 EVENT_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
@@ -55,6 +47,17 @@ def build_api(ingress: "IngressDeployment") -> FastAPI:
 def request_id(request: Request) -> str:
     """The id that the guard gave the request."""
     return str(request.state.request_id)
+
+
+def content_policy(page: str) -> str:
+    """What the page may do: run its own script and style, by their hashes, and talk to this server."""
+
+    def hashes(tag: str) -> str:
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts)
+
+    allowed = f"style-src {hashes('style')}; script-src {hashes('script')}; connect-src 'self'; img-src data:"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def _add_problems(api: FastAPI) -> None:
@@ -203,10 +206,11 @@ def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
 
 def _add_state(api: FastAPI, ingress: "IngressDeployment") -> None:
     page = files("serve_app").joinpath("ui/index.html").read_text()
+    page_headers = {"Content-Security-Policy": content_policy(page), "Cache-Control": "no-cache"}
 
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def show_page() -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})
+        return HTMLResponse(page, headers=page_headers)
 
     @api.get("/health")
     async def health() -> dict[str, str]:
@@ -231,7 +235,7 @@ def _add_state(api: FastAPI, ingress: "IngressDeployment") -> None:
         """The one model, as OpenAI's clients list them."""
         return {"object": "list", "data": [{"id": ingress.args.cross_encoder, "object": "model", "owned_by": "axn-ray"}]}
 
-    @api.get("/metrics")
+    @api.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """This replica's counts in Prometheus' text format; Ray's exporter has those of all of them."""
         return Response(ingress.metrics.exposition(), media_type="text/plain; version=0.0.4")

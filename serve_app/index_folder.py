@@ -14,7 +14,7 @@ import numpy as np
 import axn_ray
 from axn_ray import sample
 from axn_ray.core.artifact import Manifest, check_same_inputs, hash_file, hash_json, new_artifact, read_manifest
-from axn_ray.core.corpus import Items, Queries, read_items, read_queries
+from axn_ray.core.corpus import Items, read_items, read_queries
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus, save_embedded_corpus
 from axn_ray.core.factorization import Factorization, describe_factorization, fit, load_factorization, save_factorization
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FACTORIZATIONS = ("bayes", "mf_ind", "mf_trns")  # the first that is there
 WORLD = "verb"
+EXAMPLES = 6
 BEST, OTHERS = 100, 50  # of each sample query's exact scores: what the sample index is fitted to
 
 
@@ -84,12 +85,14 @@ def make_sample_index(folder: Path) -> None:
     items, queries = read_items(sample.ITEMS, [WORLD]), read_queries(sample.QUERIES, [WORLD])
     logger.info("making the sample index in %s: embedding %d items (once)", folder, len(items))
     scores = load_scores(sample.EXACT_SCORES)
-    queries = queries.take([queries.index_of[name] for name in scores.query_ids])
+    fitted_to = [queries.index_of[name] for name in scores.query_ids]
+    others = read_queries(sample.QUERIES, [WORLD], split="dev").ids[:EXAMPLES]
+    queries = queries.take([*fitted_to, *(queries.index_of[name] for name in others)])
     model = DualEncoder(MINILM)
     corpus = EmbeddedCorpus(
         items=items,
         queries=queries,
-        splits=("train",) * len(queries),
+        splits=("train",) * len(fitted_to) + ("dev",) * len(others),
         item_embeddings=model.embed_items(items.full_texts),
         query_embeddings=model.embed_queries(queries.texts),
         dual_encoder=MINILM,
@@ -101,7 +104,8 @@ def make_sample_index(folder: Path) -> None:
         save_embedded_corpus(aside, corpus)
     logger.info("fitting the sample index to %d exact scores of each of %d queries", BEST + OTHERS, len(queries))
     config = FactorizationConfig.model_validate({"method": FACTORIZATIONS[0]})
-    fitted = fit(_choose_scores(scores.matrix), corpus.item_embeddings, corpus.query_embeddings, config)
+    train_embeddings = corpus.query_embeddings[: len(fitted_to)]
+    fitted = fit(_choose_scores(scores.matrix), corpus.item_embeddings, train_embeddings, config)
     with new_artifact(folder / FACTORIZATIONS[0], describe_factorization(fitted, config, made_from)) as aside:
         save_factorization(aside, fitted)
 
@@ -137,6 +141,7 @@ def prepare_items(items: Items, scorer: PairScorer, cache: Path) -> Any:
     return TokenTable(*parts)
 
 
-def example_queries(queries: Queries, n: int = 6) -> list[str]:
-    """A few queries of the corpus, for a person who does not know what to ask."""
-    return list(queries.texts[:n])
+def example_queries(corpus: EmbeddedCorpus) -> list[str]:
+    """A few queries of the corpus that the index was not fitted to, for a person who does not know what to ask."""
+    held_out = [text for text, split in zip(corpus.queries.texts, corpus.splits, strict=True) if split != "train"]
+    return (held_out or list(corpus.queries.texts))[:EXAMPLES]

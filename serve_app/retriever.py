@@ -101,5 +101,5 @@ class RetrieverDeployment:
             "items": len(corpus.items),
             "dim": int(factorization.item_embeddings.shape[1]),
             "dual_encoder": corpus.dual_encoder,
-            "examples": example_queries(corpus.queries),
+            "examples": example_queries(corpus),
         }
