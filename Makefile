@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 
-.PHONY: demo test setup lint check release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search clean
+.PHONY: demo test setup lint check release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve clean
 
 demo: setup
 	$(BIN)/axn demo --out runs/demo
@@ -53,7 +53,7 @@ $(READY): pyproject.toml constraints.txt
 # Benchmarks run with numpy's own choice of kernels.
 BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
 
-bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search
+bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve
 
 # SECTIONS="verbs record" runs some of it, KNOWN="DIR DIR" names scores to look pairs up in; see the module.
 bench-recall: setup
@@ -76,6 +76,9 @@ bench-scoring: setup
 
 bench-search: setup
 	$(BENCH) tests.benchmarks.search
+
+bench-serve: setup
+	$(BENCH) tests.benchmarks.serve
 
 clean:
 	rm -rf .venv-check .venv-release runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

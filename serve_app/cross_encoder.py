@@ -100,7 +100,8 @@ class CrossEncoderDeployment:
     def statistics(self) -> dict[str, float]:
         """Counts of this replica since it started."""
         queue = self._queue
-        return {"batches": queue.n_batches, "pairs": queue.n_batched_pairs, "queued_pairs": queue.n_queued}
+        done = {"batches": queue.n_batches, "pairs": queue.n_batched_pairs, "tokens": queue.n_batched_tokens}
+        return {**done, "queued_pairs": queue.n_queued}
 
     def check_health(self) -> None:
         """Serve replaces a replica whose forward pass does not end.

@@ -75,7 +75,7 @@ class PairQueue:
         self._busy_since: float | None = None
         self.n_queued = self.n_at_work = 0
         self.n_batches = 0
-        self.n_batched_pairs = 0
+        self.n_batched_pairs = self.n_batched_tokens = 0
         self.batch_fill = 0.0
         self.pairs_per_second = 0.0
 
@@ -207,6 +207,7 @@ class PairQueue:
         self.batch_fill = min(1.0, tokens / self._batch_tokens)
         self.n_batches += 1
         self.n_batched_pairs += n
+        self.n_batched_tokens += tokens
 
     def _deliver(self, job: _Job, rows: Rows, result: PairScores | Exception) -> None:
         if job.answer.done():  # its caller is gone

@@ -9,7 +9,7 @@ COUNTERS = {
     "axn_shed_total",
 }
 GAUGES = {"axn_queue_pairs", "axn_batch_fill"}
-HISTOGRAMS = {"axn_search_seconds"}
+HISTOGRAMS = {"axn_search_seconds", "axn_recall_proxy"}
 SERIES = {f"ray_{name}" for name in COUNTERS | GAUGES} | {
     f"ray_{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")
 }

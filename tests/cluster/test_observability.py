@@ -3,6 +3,7 @@
 import json
 import re
 
+from serve_app.metrics import Metrics
 from tests.cluster.manifests import CLUSTER, cluster_specs, document, documents, pod_templates
 from tests.cluster.metrics_names import COUNTERS, GAUGES, HISTOGRAMS, SERIES
 
@@ -14,6 +15,13 @@ EXPRESSIONS = QUERIES + [rule["expr"] for rule in RULES]
 
 def series_in(expression):
     return set(re.findall(r"\b(?:ray_)?axn_\w+", expression))
+
+
+def test_the_app_exports_these_metrics():
+    kinds = {family.name: family.type for family in Metrics().registry.collect()}
+    assert {f"{name}_total" for name, kind in kinds.items() if kind == "counter"} == COUNTERS
+    assert {name for name, kind in kinds.items() if kind == "histogram"} == HISTOGRAMS
+    assert {name for name, kind in kinds.items() if kind == "gauge"} <= GAUGES
 
 
 def test_every_series_is_exported():

@@ -47,6 +47,12 @@ def make_index(folder: Path) -> Path:
     return folder
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="package")
 def index_folder(tmp_path_factory):
     return make_index(tmp_path_factory.mktemp("index"))
@@ -57,9 +63,7 @@ def serve_url(ray_session):
     """Serve's own processes, at a free port of this machine."""
     from ray import serve
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -76,6 +80,7 @@ def app_args(index_folder, tmp_path_factory):
         max_queued_pairs=200,
         max_documents=100,
         max_body_bytes=100_000,
+        deadline_ms=120_000,
     )
 
 

@@ -1,0 +1,114 @@
+"""Things that go wrong under load: killed replicas, a rolling update, a thousand clients that leave. No request is lost."""
+
+import asyncio
+import threading
+
+import httpx
+import psutil
+import pytest
+
+from serve_app.app import build_app
+from tests.serve_app.test_load import run, statistics, until_idle
+
+BODY = {"query": "slow somebody sang", "top_k": 60, "budget": {"ce_calls": 20, "rounds": 4}}
+
+
+def replicas(deployment):
+    """Processes of a deployment, of this test session alone."""
+    title = f"ray::ServeReplica:axn:{deployment}"
+    return [child for child in psutil.Process().children(recursive=True) if child.cmdline()[:1] == [title]]
+
+
+async def load(client, stop, answers):
+    """One client that searches again and again."""
+    while not stop.is_set():
+        answers.append(await client.post("/v1/search", json=BODY, timeout=120))
+
+
+async def under_load(client, disturb, enough=12):
+    """Searches of four clients, of which `disturb` is in the middle of; then until each has been answered since."""
+    stop, answers = threading.Event(), []
+    clients = [asyncio.create_task(load(client, stop, answers)) for _ in range(4)]
+    while len(answers) < 4:
+        await asyncio.sleep(0.05)
+    await disturb()
+    done = len(answers)
+    while len(answers) < done + enough:
+        await asyncio.sleep(0.05)
+    stop.set()
+    await asyncio.gather(*clients)
+    return answers
+
+
+def check(answers, expected):
+    assert {answer.status_code for answer in answers} == {200}, [a.text for a in answers if a.status_code != 200]
+    for answer in answers:
+        body = answer.json()
+        assert body["results"] == expected["results"]
+        assert body["usage"]["ce_calls"] == 20
+
+
+@pytest.mark.parametrize("deployment", ["CrossEncoder", "Retriever"])
+def test_a_replica_killed_under_load_costs_no_request(url, deployment):
+    async def ask(client):
+        expected = (await client.post("/v1/search", json=BODY)).json()
+        (victim,) = replicas(deployment)
+
+        async def disturb():
+            victim.kill()
+
+        answers = await under_load(client, disturb)
+        assert [process.pid for process in replicas(deployment)] != [victim.pid]
+        return answers, expected
+
+    check(*run(ask, url))
+
+
+def test_a_rolling_update_under_load_costs_no_request(url, app_args):
+    from ray import serve
+
+    changed = app_args.model_copy(update={"stuck_after_s": 61.0})
+    before = {process.pid for name in ("Ingress", "Retriever", "CrossEncoder") for process in replicas(name)}
+
+    async def ask(client):
+        expected = (await client.post("/v1/search", json=BODY)).json()
+
+        async def disturb():
+            await asyncio.to_thread(serve.run, build_app(changed), name="axn", route_prefix="/")
+
+        return await under_load(client, disturb), expected
+
+    check(*run(ask, url))
+    after = {process.pid for name in ("Ingress", "Retriever", "CrossEncoder") for process in replicas(name)}
+    assert not before & after
+
+
+def test_a_thousand_clients_that_leave(url):
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    body = b'{"query": "slow a fire", "budget": {"ce_calls": 30, "rounds": 3}}'
+    head = f"POST /v1/search HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    async def leave():
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(head.encode() + body)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.close()
+
+    def memory():
+        names = ("Ingress", "Retriever", "CrossEncoder")
+        return sum(process.memory_info().rss for name in names for process in replicas(name)) / 2**20
+
+    async def ask(client):
+        await client.post("/v1/search", json=BODY)
+        before, start = memory(), await statistics(client)
+        for _ in range(20):
+            await asyncio.gather(*(leave() for _ in range(50)))
+        end = await until_idle(client)
+        answer = await client.post("/v1/search", json={**BODY, "query": "somebody sang"})
+        return answer, memory() - before, end["pairs"] - start["pairs"]
+
+    answer, grown, pairs = run(ask, url)
+    assert answer.status_code == 200
+    assert pairs < 1000 * 30 / 4  # nearly all of their pairs never reached the model
+    assert grown < 100  # MB, of three processes
