@@ -91,15 +91,17 @@ def _add_search(api: FastAPI, ingress: "IngressDeployment") -> None:
         """Find the items that the cross-encoder ranks highest, under an exact budget of its calls."""
         name = request_id(request)
         if isinstance(asked.query, list):
-            return json_response({"id": name, "data": await _search_all(ingress, asked, asked.query, name)})
-        job = ingress.job_of(asked, asked.query)
+            return json_response({"id": name, "data": await _search_all(ingress, asked, asked.query, request)})
+        job = ingress.job_of(asked, asked.query, request.headers)
         if asked.stream:
             return await _stream(ingress, job, name)
         with ingress.admit(job.ce_calls):
             return json_response({"id": name, **await ingress.search(job)})
 
 
-async def _search_all(ingress: "IngressDeployment", asked: SearchRequest, queries: list[str], name: str) -> list[dict[str, Any]]:
+async def _search_all(
+    ingress: "IngressDeployment", asked: SearchRequest, queries: list[str], request: Request
+) -> list[dict[str, Any]]:
     """Several queries side by side; each has its own answer or its own error."""
     if asked.stream:
         raise HttpProblem(422, "invalid", "stream=true takes one query, not a list; send one request for each", "stream")
@@ -110,10 +112,11 @@ async def _search_all(ingress: "IngressDeployment", asked: SearchRequest, querie
         raise HttpProblem(422, "invalid", f"{len(queries)} queries exceed the limit of {limit}; send fewer", "query")
 
     async def one(number: int, query: str) -> dict[str, Any]:
+        name = f"{request_id(request)}-{number}"
         try:
-            return {"id": f"{name}-{number}", **await ingress.search(ingress.job_of(asked, query))}
+            return {"id": name, **await ingress.search(ingress.job_of(asked, query, request.headers))}
         except HttpProblem as problem:
-            return problem.body(f"{name}-{number}")
+            return problem.body(name)
 
     with ingress.admit(asked.budget.ce_calls * len(queries)):
         return list(await asyncio.gather(*(one(number, query) for number, query in enumerate(queries))))

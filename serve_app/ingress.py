@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
 from serve_app.metrics import Metrics
 from serve_app.problems import HttpProblem
 from serve_app.schemas import SearchRequest
+from serve_app.tracing import set_up_tracing, span
 
 
 @serve.ingress()
@@ -30,6 +32,7 @@ class IngressDeployment:
     """
 
     def __init__(self, args: AppArgs, retriever: Any, cross_encoder: Any) -> None:
+        set_up_tracing("Ingress")
         self.args, self.metrics = args, Metrics()
         self.keys = ApiKeys(args.api_keys_file)
         check_bind(_listening_host(), self.keys)
@@ -41,8 +44,8 @@ class IngressDeployment:
         """Called by Serve when the replica starts."""
         return build_api(self)
 
-    def job_of(self, asked: SearchRequest, query: str) -> SearchJob:
-        """One query of a request as a job.
+    def job_of(self, asked: SearchRequest, query: str, carrier: Mapping[str, str]) -> SearchJob:
+        """One query of a request as a job; `carrier` are the request's headers, of which the trace's are kept.
 
         Raises:
             HttpProblem: an empty query, or a budget beyond the limit.
@@ -64,6 +67,7 @@ class IngressDeployment:
             return_all=asked.return_scores == "all",
             trace=asked.trace,
             fail_open=asked.fail_open,
+            carrier={name: carrier[name] for name in ("traceparent", "tracestate") if name in carrier},
         )
 
     @contextmanager
@@ -91,7 +95,9 @@ class IngressDeployment:
         started = time.monotonic()
         grace = 5.0  # the retriever answers by the deadline itself; this is for one that does not
         try:
-            answer = await call(lambda left: self._retriever.search.remote(job), job.timeout_s + grace)
+            with span("search", job.carrier, method=job.method, ce_calls=job.ce_calls) as carrier:
+                traced = replace(job, carrier=carrier)
+                answer = await call(lambda left: self._retriever.search.remote(traced), job.timeout_s + grace)
         except TimeoutError:
             raise HttpProblem(504, "deadline", "the retriever did not answer by the deadline; try again") from None
         except RayError as error:

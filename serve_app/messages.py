@@ -43,7 +43,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class SearchJob:
-    """One search as the ingress hands it on; `timeout_s` is what is left of its deadline."""
+    """One search as the ingress hands it on; `timeout_s` is what is left of its deadline, `carrier` the trace it belongs to."""
 
     query: str
     top_k: int
@@ -54,6 +54,7 @@ class SearchJob:
     return_all: bool = False
     trace: bool = False
     fail_open: bool = False
+    carrier: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

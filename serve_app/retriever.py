@@ -23,6 +23,7 @@ from serve_app.index_folder import example_queries, open_index
 from serve_app.merging import Merged
 from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
 from serve_app.search_run import SearchRun
+from serve_app.tracing import set_up_tracing
 
 MERGED = 64  # queries in one product
 REPLACED = 20  # tries, a quarter of a second apart, while the two deployments hold different indexes
@@ -37,6 +38,7 @@ class RetrieverDeployment:
     """
 
     def __init__(self, args: AppArgs, cross_encoder: Any) -> None:
+        set_up_tracing("Retriever")
         self._index = open_index(args)
         self._cross_encoder = cross_encoder
         self._dual_encoder = DualEncoder(self._index.corpus.dual_encoder)

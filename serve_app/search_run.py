@@ -19,6 +19,7 @@ from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError, ModelError
 from serve_app.index_folder import Index
 from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
+from serve_app.tracing import span
 
 Ask = Callable[[Retrieve], Awaitable[Retrieved]]
 ScoreItems = Callable[[Int32Array, float, bool], Awaitable[Scored | Refused]]
@@ -89,7 +90,8 @@ class SearchRun:
 
     async def _score(self, chosen: Int32Array) -> Scored | Refused:
         """Have a round scored; all of its items count, or none."""
-        scored = await self._timed("scoring", self._score_items(chosen, self._left(), self.rounds_done > 0))
+        with span("round", self._job.carrier, round=self.rounds_done + 1, pairs=len(chosen)):
+            scored = await self._timed("scoring", self._score_items(chosen, self._left(), self.rounds_done > 0))
         if isinstance(scored, Refused):
             return scored
         if scored.failures:
