@@ -1,0 +1,71 @@
+"""`axn search --queries`: many queries on Ray Data give the rankings that each gives alone."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from axn_ray.cli import app
+from axn_ray.core.embedded_corpus import load_embedded_corpus
+from axn_ray.core.searcher import SearchConfig, Searcher
+from tests.serve_app.conftest import KNOWN, make_index
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = make_index(tmp_path_factory.mktemp("index"))
+    texts = [f"somebody {verb} {n}" for n in range(7) for verb in ("sang", "ran", "burned")]
+    pq.write_table(pa.table({"query_id": [f"q{n:02}" for n in range(21)], "text": texts}), made / "queries.parquet")
+    return made
+
+
+@pytest.fixture
+def axn(ray_session):
+    def run(*arguments):
+        result = CliRunner().invoke(app, ["search", *map(str, arguments), "--cross-encoder", KNOWN])
+        return result.exit_code, result.output
+
+    return run
+
+
+def index_of(folder):
+    return ["--embeddings", folder / "embeddings", "--factorization", folder / "bayes"]
+
+
+def test_the_run_holds_what_each_query_finds_alone(axn, folder, tmp_path):
+    out = tmp_path / "run.trec"
+    settings = ["--budget", 12, "--rounds", 3, "--top-k", 4]
+    code, output = axn("--queries", folder / "queries.parquet", "--out", out, *index_of(folder), *settings)
+    assert code == 0, output
+    rows = [line.split(" ") for line in out.read_text().splitlines()]
+    queries = pq.read_table(folder / "queries.parquet").to_pylist()
+    config = SearchConfig(cross_encoder=KNOWN, budget=12, rounds=3, top_k=4)
+    searcher = Searcher(load_embedded_corpus(folder / "embeddings"), folder / "bayes", config)
+    expected = [
+        (query["query_id"], "Q0", hit.item_id, rank, hit.score, "axn-ray")
+        for query in queries
+        for rank, hit in enumerate(searcher.hits(searcher.search(query["text"])), start=1)
+    ]
+    assert [(q, q0, item, int(rank), pytest.approx(float(score)), tag) for q, q0, item, rank, score, tag in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["one query", "--queries", "x.parquet", "--out", "y"], "give one query's text, or --queries FILE with --out FILE"),
+        (["--queries", "x.parquet"], "give one query's text, or --queries FILE with --out FILE"),
+        (["--queries", "missing.parquet", "--out", "y"], "missing.parquet"),
+    ],
+)
+def test_half_a_command_is_one_sentence(axn, folder, arguments, said):
+    code, output = axn(*arguments, *index_of(folder))
+    assert code == 1
+    assert said in output
+    assert "Traceback" not in output
+
+
+def test_a_search_that_cannot_be_made_leaves_no_file(axn, folder, tmp_path):
+    code, output = axn("--queries", folder / "queries.parquet", "--out", tmp_path / "run", *index_of(folder), "--budget", 61)
+    assert code == 1
+    assert "budget=61 exceeds the 60 items in the index" in output
+    assert not (tmp_path / "run").exists()
