@@ -10,11 +10,17 @@ from serve_app.retriever import RetrieverDeployment
 
 # Serve's own queues must never be the first to refuse: its refusal is a 503, ours a 429 that says when to come back.
 UNBOUNDED = 100_000
+GRACE_S = 10.0  # beyond the deadline, by which every request has its answer
 
 
 def build_app(args: AppArgs) -> Application:
     """The app over one index and one cross-encoder; a Serve config may set replicas and resources by deployment name."""
-    shared = {"max_ongoing_requests": UNBOUNDED, "graceful_shutdown_timeout_s": 30, "health_check_period_s": 5}
+    shared = {
+        "max_ongoing_requests": UNBOUNDED,
+        "max_surge_percent": 100,  # an update starts the new replica before the old one stops
+        "graceful_shutdown_timeout_s": args.deadline_ms / 1000 + GRACE_S,
+        "health_check_period_s": 5,
+    }
     cross_encoder = serve.deployment(CrossEncoderDeployment, name="CrossEncoder", **shared).bind(args)
     retriever = serve.deployment(RetrieverDeployment, name="Retriever", **shared).bind(args, cross_encoder)
     return serve.deployment(IngressDeployment, name="Ingress", **shared).bind(args, retriever, cross_encoder)
