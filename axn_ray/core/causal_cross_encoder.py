@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -41,6 +40,8 @@ def is_causal(name: str) -> bool:
     source = locate_model(name)
     try:
         if is_adapter(source):
+            from peft import PeftConfig
+
             return bool(PeftConfig.from_pretrained(source).task_type == "CAUSAL_LM")
         architectures = AutoConfig.from_pretrained(source).architectures or []
     except (OSError, ValueError) as error:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -67,6 +66,8 @@ def load_adapter_or_model(name: str, kind: Any = AutoModelForSequenceClassificat
     source = locate_model(name)
     try:
         if is_adapter(source):
+            from peft import PeftConfig, PeftModel  # seconds to import, and only adapters need it
+
             base = locate_model(PeftConfig.from_pretrained(source).base_model_name_or_path)
             one_logit = {"num_labels": 1} if kind is AutoModelForSequenceClassification else {}
             model = PeftModel.from_pretrained(kind.from_pretrained(base, **one_logit), source).merge_and_unload()
@@ -127,6 +128,8 @@ def hash_model(name: str, model: Any) -> str:
     for path in sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern)):
         digest.update(f"{path.name}:{hash_file(path)};".encode())
     if is_adapter(str(folder)):
+        from peft import PeftConfig
+
         base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
         digest.update(hash_model(base, model).encode())
     return digest.hexdigest()
