@@ -15,7 +15,7 @@ record    docs/benchmarks/recall.{json,md} and figures from the sections that ar
 import argparse
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from axn_ray import sample
@@ -37,9 +37,10 @@ KS = [1, 10, 100]
 ROUNDS = [10]
 # At equal calls: the paper's choice for the rivals, and what helps the closed-form fit (docs/benchmarks/sampling.json) for ours.
 NEAR, MIX = {}, {"active_share": 0.3, "random_share": 0.1}
-FITS = {"mf_trns": "g_near", "mf_ind": "g_near", "bayes": "g_mix"}
-# They need a graph over all items, or dense rows.
-SMALL_WORLDS_ONLY = ("gar_de", "ladr_de", "anncur", "adacur", "adacur_random")
+FITS = {"bayes": "g_mix", "mf_ind": "g_near"}
+STOPS = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+# Methods without a setting to choose; those of `choice.GRID` have one.
+FIXED = ["rnr_bm25", "rnr_de", "rnr_mf_ind", "axn_pinv_de", "anncur", "adacur", "axn_pinv_mf_ind", "axn_bayes"]
 SWEEP = [(n_queries, per_query) for n_queries in (100, 500, 2000) for per_query in (25, 50, 100, 200)]
 
 
@@ -51,17 +52,21 @@ class World:
     worlds: list[str]
     train_queries: int | None
     test_queries: int | None = None
-    fits: dict[str, str] = field(default_factory=lambda: FITS)
 
     @property
     def folder(self):
         return OUT / self.name
 
+    @property
+    def fitted(self):
+        """The factorizations that are there, by the name that the methods use."""
+        return {name: self.folder / name for name in (*FITS, "mf_trns") if (self.folder / name / "manifest.json").exists()}
+
 
 WORLDS = {
     "verbs": World("verbs", ["verb"], 2000),
     "artifact": World("artifact", ["noun.artifact"], None),
-    "all": World("all", [], 2000, 24, {"mf_ind": "g_near", "bayes": "g_mix"}),
+    "all": World("all", [], 2000, 24),
 }
 
 
@@ -82,7 +87,7 @@ def prepare(world, known):
     for name, way in (("g_near", NEAR), ("g_mix", MIX)):
         paid = [*known, *(str(done) for done in [folder / "g_near"] if name == "g_mix")]
         make(folder / name, score, corpus, ScoreConfig(per_query=100, known_scores=paid, **way), folder / name)
-    for name, scores in world.fits.items():
+    for name, scores in FITS.items():
         fit(folder / "embeddings", folder / scores, name, folder / name)
 
 
@@ -98,40 +103,46 @@ def verbs(known):
     """The world of the shipped truth, with every rival; the dev queries' choices serve the other worlds too."""
     world = WORLDS["verbs"]
     prepare(world, known)
-    folder, fitted = world.folder, {name: world.folder / name for name in world.fits}
-    inputs = folder / "embeddings", folder / "dev_truth", fitted
-    shared = {"rounds": ROUNDS, "known_scores": known}
-    plan = EvaluateConfig(choose=True, methods=[*GRID], budgets=[100, 500], k=KS, **shared)
-    make(folder / "dev", examine, plan, *inputs, folder / "dev")
+    folder = world.folder
     # ANNCUR and ADACUR have nothing to choose: the dev queries' dense truth is their index.
-    judge(world, folder / "evaluation", {"methods": []}, folder / "dev", dense_rows=folder / "dev_truth")
+    make_dev_truth(world, known)
+    judge(world, folder / "evaluation", {"methods": FIXED}, dense_rows=folder / "dev_truth")
+    judge(world, folder / "stops", {"methods": ["axn_bayes"], "target_recall": STOPS, "k": [10]})
+    fit(folder / "embeddings", folder / "g_near", "mf_trns", folder / "mf_trns")
+    inputs = folder / "embeddings", folder / "dev_truth", world.fitted
+    plan = EvaluateConfig(choose=True, methods=[*GRID], rounds=ROUNDS, budgets=[100, 500], k=KS)
+    make(folder / "dev", examine, plan, *inputs, folder / "dev")
+    judge(world, folder / "chosen", {"methods": ["axn_pinv_mf_trns", *GRID]}, folder / "dev")
     for k in KS:  # the paper's lambda, the best one for each k
         alone = {"methods": ["axn_blend_mf_ind"], "baseline": "axn_blend_mf_ind"}
-        plan = EvaluateConfig(choose=True, budgets=[100, 500], k=[k], **alone, **shared)
+        plan = EvaluateConfig(choose=True, rounds=ROUNDS, budgets=[100, 500], k=[k], **alone)
         make(folder / f"dev_lambda_{k}", examine, plan, *inputs, folder / f"dev_lambda_{k}")
         judge(world, folder / f"lambda_{k}", {**alone, "k": [k]}, folder / f"dev_lambda_{k}")
-    stops = {"methods": ["axn_bayes"], "target_recall": [0.5, 0.6, 0.7, 0.8, 0.9, 0.95], "k": [10]}
-    judge(world, folder / "stops", stops, None)
-    several = {"methods": ["axn_pinv_mf_ind", "axn_bayes"], "rounds": [2, 5, 20]}
-    judge(world, folder / "rounds", several, None)
+    judge(world, folder / "rounds", {"methods": ["axn_pinv_mf_ind", "axn_bayes"], "rounds": [2, 5, 20]})
 
 
-def judge(world, out, settings, choice, dense_rows=None):
+def make_dev_truth(world, known):
+    """Exact scores of the dev queries."""
+    corpus, config = load_embedded_corpus(world.folder / "embeddings"), ScoreConfig(split="dev", choice="all", known_scores=known)
+    make(world.folder / "dev_truth", score, corpus, config, world.folder / "dev_truth")
+
+
+def judge(world, out, settings, choice=None, dense_rows=None):
     """Evaluate on test queries. The verbs' truth is shipped, another world's is scored first."""
     truth = sample.EXACT_SCORES if world.name == "verbs" else world.folder / "truth"
-    fitted = {name: world.folder / name for name in world.fits}
     given = {"rounds": ROUNDS, "budgets": BUDGETS, "k": KS, "max_queries": world.test_queries, **settings}
     plan = EvaluateConfig.model_validate(given)
-    make(out, examine, plan, world.folder / "embeddings", truth, fitted, out, dense_rows=dense_rows, choice=choice)
+    make(out, examine, plan, world.folder / "embeddings", truth, world.fitted, out, dense_rows=dense_rows, choice=choice)
 
 
 def other(name, known):
     """Another world, judged with the settings that the verbs' dev queries chose."""
-    world, choice = WORLDS[name], WORLDS["verbs"].folder / "dev"
+    world = WORLDS[name]
     prepare(world, known)
-    fitted = {"de", *world.fits}
-    names = [key for key in EvaluateConfig().method_names(fitted) if name != "all" or key not in SMALL_WORLDS_ONLY]
-    judge(world, world.folder / "evaluation", {"methods": names, "known_scores": known}, choice)
+    fixed = [key for key in FIXED if "cur" not in key]
+    judge(world, world.folder / "evaluation", {"methods": fixed, "known_scores": known})
+    chosen = [key for key in GRID if name == "artifact" or key not in ("gar_de", "ladr_de")]  # no graph over all items
+    judge(world, world.folder / "chosen", {"methods": chosen, "known_scores": known}, WORLDS["verbs"].folder / "dev")
 
 
 def sweep(known):

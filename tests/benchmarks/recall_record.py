@@ -1,10 +1,8 @@
 """What `make bench-recall` writes: one JSON with every row, tables in Markdown, and figures, from the sections that are done."""
 
-import shutil
-
 from axn_ray.core.comparison import summarize
-from axn_ray.core.evaluation_store import load_evaluation
-from axn_ray.core.figures import draw_calls_saved, draw_pareto, draw_wins, save_figure
+from axn_ray.core.evaluation_store import Evaluation, load_evaluation
+from axn_ray.core.figures import draw_calls_saved, draw_pareto, draw_recall, draw_reliability, draw_wins, save_figure
 from axn_ray.core.report import markdown_table
 from tests.benchmarks.common import DOCS, record
 from tests.benchmarks.recall_figures import draw_sweep
@@ -18,9 +16,10 @@ SHOWN = [(k, b) for b in (100, 500) for k in (1, 10, 100)]
 
 def record_all(out, sweep):
     """Write docs/benchmarks/recall.json, recall.md and the figures of the sections found below `out`."""
-    worlds = {name: load_evaluation(out / name / "evaluation") for name in ("verbs", "artifact", "all") if is_done(out / name)}
+    worlds = {name: load_world(out / name) for name in ("verbs", "artifact", "all") if is_done(out / name)}
     verbs = worlds["verbs"]
-    lambdas = {k: load_evaluation(out / "verbs" / f"lambda_{k}").summary for k in (1, 10, 100)}
+    done = [k for k in (1, 10, 100) if is_done(out / "verbs", f"lambda_{k}")]
+    lambdas = {k: load_evaluation(out / "verbs" / f"lambda_{k}").summary for k in done}
     targets = judge_targets(verbs, lambdas)
     swept = {part: load_evaluation(out / "sweep" / "{}x{}".format(*part) / "evaluation") for part in sweep if is_swept(out, part)}
     sections = [
@@ -31,6 +30,9 @@ def record_all(out, sweep):
     for name, evaluation in worlds.items():
         sections += [f"## {title(name, evaluation)}\n", compact_table(evaluation.summary)]
     sections += ["## The targets, on the verbs\n", target_table(targets)]
+    if is_done(out / "verbs", "stops"):
+        sections += ["## The adaptive stop, on the verbs\n", stop_table(load_evaluation(out / "verbs" / "stops").summary)]
+        sections += ["![the stop](recall_stop.png)\n"]
     if is_done(out / "verbs", "rounds"):
         several = load_evaluation(out / "verbs" / "rounds").summary
         sections += ["## Fewer and more rounds, on the verbs\n", compact_table(several)]
@@ -55,6 +57,18 @@ def record_all(out, sweep):
     rounded = {name: round(100 * value, 1) for name, value in headline.items()}
     met = sum(target["reached"] for target in targets)
     record("recall", figures, **rounded, targets_reached=f"{met}/{len(targets)}", worlds=len(worlds), swept=len(swept))
+
+
+def load_world(folder):
+    """The methods without a setting to choose, and those with the chosen ones where they were judged, as one evaluation."""
+    fixed = load_evaluation(folder / "evaluation")
+    if not is_done(folder, "chosen"):
+        return fixed
+    chosen = load_evaluation(folder / "chosen")
+    added = [row for row in chosen.summary if (row["method"], row["rounds"]) != RNR]
+    settings = {"settings": chosen.manifest.config["settings"]}
+    manifest = fixed.manifest.model_copy(update={"config": fixed.manifest.config | settings})
+    return Evaluation(fixed.table, [*fixed.summary, *added], manifest)
 
 
 def is_done(folder, name="evaluation"):
@@ -133,6 +147,16 @@ def target_table(targets):
     return table(lines)
 
 
+def stop_table(summary):
+    """A line per target recall@10 and largest budget: what was found, for how many calls, beside the whole budget."""
+    lines = [["B at most", "target recall@10", "recall@10", "CE calls, mean"], ["---:", "---:", "---:", "---:"]]
+    for row in sorted(summary, key=lambda row: (row["budget"], row["target_recall"] or 1)):
+        if row["method"].startswith(OURS[0]):
+            target = f"{100 * row['target_recall']:.0f}" if row["target_recall"] else "none"
+            lines.append([str(row["budget"]), target, percent(row), f"{row['ce_calls']:.0f}"])
+    return table(lines)
+
+
 def sweep_table(swept):
     """A line per size of the score matrix; ours and the paper's side by side, both on the dual-encoder's nearest items."""
     columns = [(method, k, b) for k, b in ((10, 100), (100, 500)) for method in (PAPER, OURS)]
@@ -145,8 +169,9 @@ def sweep_table(swept):
 
 
 def draw(verbs, out):
-    for ending in ("png", "svg"):
-        shutil.copy(out / "verbs" / "evaluation" / f"recall.{ending}", DOCS / f"recall.{ending}")
+    save_figure(draw_recall(verbs.summary, "13,767 items", baseline=RNR), DOCS / "recall")
+    if is_done(out / "verbs", "stops"):
+        save_figure(draw_reliability(load_evaluation(out / "verbs" / "stops").summary), DOCS / "recall_stop")
     save_figure(draw_calls_saved(verbs.summary, RNR), DOCS / "recall_calls_saved")
     save_figure(draw_pareto(verbs.summary, 10, RNR), DOCS / "recall_pareto")
     save_figure(draw_wins(verbs.table, OURS, PAPER, 10), DOCS / "recall_wins")
