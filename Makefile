@@ -70,9 +70,10 @@ bench-factorize: setup
 bench-indexing: setup
 	$(BENCH) tests.benchmarks.indexing
 
+# Sections that were measured are kept in runs/bench-scoring; SECTIONS="rates memory" measures some of them.
 bench-scoring: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	$(BENCH) tests.benchmarks.scoring
+	$(BENCH) tests.benchmarks.scoring $(SECTIONS)
 
 bench-search: setup
 	$(BENCH) tests.benchmarks.search

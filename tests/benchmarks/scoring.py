@@ -200,57 +200,88 @@ def measure_job(scorer, items, queries, threads):
     }
 
 
-def main():
-    """Measure everything and record it."""
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--memory-of", type=int)
-    if (n := arguments.parse_args().memory_of) is not None:
-        score_alone(n)
-        return
-    OUT.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    items, queries, exact = verbs()
-    model, tokenizer = load_adapter_or_model(sample.CROSS_ENCODER)
-    model.save_pretrained(OUT / "model")
-    tokenizer.save_pretrained(OUT / "model")
-    scorer = CrossEncoder(CrossEncoderConfig())
-    tables = scorer.tokenize(queries.texts), scorer.tokenize(items.full_texts)
-    pairs = random_pairs(len(queries), len(items), N_PAIRS)
-    texts_of_pairs = [(queries.texts[q], items.full_texts[i]) for q, i in zip(*pairs, strict=True)]
-    peak = measure_limit()
-    ours = rate(lambda: scorer.score_texts(*zip(*texts_of_pairs, strict=True)), N_PAIRS)
-    from_ids = rate(lambda: scorer.score(*tables, *pairs), N_PAIRS)
-    peers = measure_peers(OUT / "model", texts_of_pairs)
-    peak = max(peak, measure_limit())
-    rows = measure_engines(scorer, tables, pairs, exact, threads)
-    lengths = tables[0].lengths[pairs[0]] + tables[1].lengths[pairs[1]] + scorer.n_special
-    tokens = int(np.minimum(lengths, scorer.max_length).sum())
-    flops = model_flops(model, tokens) / N_PAIRS * from_ids["pairs_per_second"] / 1e12
-    memory = {str(n): measure_memory(n) for n in (N_PAIRS, 10 * N_PAIRS)}
-    job = measure_job(scorer, items, queries, threads)
-    readme, best = peers["readme"]["pairs_per_second"], max(row["pairs_per_second"] for row in peers.values())
-    limit = {"bf16_peak_tflops": round(peak, 2), "model_tflops": round(flops, 2), "share_of_peak": round(flops / peak, 3)}
-    record(
-        "scoring",
-        {
+class World:
+    """What the sections share: the sample's verbs, the default cross-encoder and the random pairs."""
+
+    def __init__(self):
+        self.items, self.queries, self.exact = verbs()
+        self.threads = torch.get_num_threads()
+        self.scorer = CrossEncoder(CrossEncoderConfig())
+        self.tables = self.scorer.tokenize(self.queries.texts), self.scorer.tokenize(self.items.full_texts)
+        self.pairs = random_pairs(len(self.queries), len(self.items), N_PAIRS)
+
+    def rates(self):
+        """Ours, the peers and the limit, one after the other."""
+        model, tokenizer = load_adapter_or_model(sample.CROSS_ENCODER)
+        model.save_pretrained(OUT / "model")
+        tokenizer.save_pretrained(OUT / "model")
+        texts = [(self.queries.texts[q], self.items.full_texts[i]) for q, i in zip(*self.pairs, strict=True)]
+        peak = measure_limit()
+        ours = rate(lambda: self.scorer.score_texts(*zip(*texts, strict=True)), N_PAIRS)
+        from_ids = rate(lambda: self.scorer.score(*self.tables, *self.pairs), N_PAIRS)
+        peers = measure_peers(OUT / "model", texts)
+        peak = max(peak, measure_limit())
+        lengths = self.tables[0].lengths[self.pairs[0]] + self.tables[1].lengths[self.pairs[1]] + self.scorer.n_special
+        tokens = int(np.minimum(lengths, self.scorer.max_length).sum())
+        flops = model_flops(model, tokens) / N_PAIRS * from_ids["pairs_per_second"] / 1e12
+        limit = {"bf16_peak_tflops": round(peak, 2), "model_tflops": round(flops, 2), "share_of_peak": round(flops / peak, 3)}
+        return {
             "pairs": N_PAIRS,
             "tokens_per_pair": round(tokens / N_PAIRS, 1),
-            "threads": threads,
+            "threads": self.threads,
             "ours_from_texts": ours,
             "ours_from_token_ids": from_ids,
             "sentence_transformers": peers,
-            "engines": rows,
             "limit": limit,
-            "peak_memory_mib": memory,
-            "job": job,
-        },
-        pairs_per_second=ours["pairs_per_second"],
-        tokens_per_second=round(tokens / N_PAIRS * from_ids["pairs_per_second"]),
-        over_readme=round(ours["pairs_per_second"] / readme, 2),
-        over_best_settings=round(ours["pairs_per_second"] / best, 2),
-        share_of_bf16_peak=limit["share_of_peak"],
-        spearman_top100=next(row["spearman_top100"] for row in rows if row["engine"] == "ours, bfloat16"),
-        job_efficiency=job["efficiency"],
+        }
+
+    def engines(self):
+        """See `measure_engines`."""
+        return {"engines": measure_engines(self.scorer, self.tables, self.pairs, self.exact, self.threads)}
+
+    def memory(self):
+        """See `measure_memory`, of the pairs and ten times as many."""
+        return {"peak_memory_mib": {str(n): measure_memory(n) for n in (N_PAIRS, 10 * N_PAIRS)}}
+
+    def job(self):
+        """See `measure_job`."""
+        return {"job": measure_job(self.scorer, self.items, self.queries, self.threads)}
+
+
+SECTIONS = ("rates", "engines", "memory", "job")
+
+
+def main():
+    """Measure the sections that are asked for, keep each, and record them once all are there."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[])
+    parser.add_argument("--memory-of", type=int)
+    arguments = parser.parse_args()
+    if arguments.memory_of is not None:
+        score_alone(arguments.memory_of)
+        return
+    OUT.mkdir(parents=True, exist_ok=True)
+    kept = {name: OUT / f"{name}.json" for name in SECTIONS}
+    world = World()
+    for name in arguments.sections or SECTIONS:
+        kept[name].write_text(json.dumps(getattr(world, name)()))
+    if all(path.exists() for path in kept.values()):
+        record_all({key: value for path in kept.values() for key, value in json.loads(path.read_text()).items()})
+
+
+def record_all(figures):
+    """The closing line and the file."""
+    ours, peers = figures["ours_from_texts"]["pairs_per_second"], figures["sentence_transformers"]
+    record(
+        "scoring",
+        figures,
+        pairs_per_second=ours,
+        tokens_per_second=round(figures["tokens_per_pair"] * figures["ours_from_token_ids"]["pairs_per_second"]),
+        over_readme=round(ours / peers["readme"]["pairs_per_second"], 2),
+        over_best_settings=round(ours / max(row["pairs_per_second"] for row in peers.values()), 2),
+        share_of_bf16_peak=figures["limit"]["share_of_peak"],
+        spearman_top100=next(row["spearman_top100"] for row in figures["engines"] if row["engine"] == "ours, bfloat16"),
+        job_efficiency=figures["job"]["efficiency"],
     )
 
 
