@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 
-.PHONY: demo test setup lint check release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve clean
+.PHONY: demo test setup lint check release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop clean
 
 demo: setup
 	$(BIN)/axn demo --out runs/demo
@@ -53,7 +53,7 @@ $(READY): pyproject.toml constraints.txt
 # Benchmarks run with numpy's own choice of kernels.
 BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
 
-bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve
+bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop
 
 # SECTIONS="verbs record" runs some of it, KNOWN="DIR DIR" names scores to look pairs up in; see the module.
 bench-recall: setup
@@ -80,6 +80,10 @@ bench-search: setup
 
 bench-serve: setup
 	$(BENCH) tests.benchmarks.serve
+
+# On what `make bench-recall SECTIONS=verbs` has made.
+bench-stop: setup
+	$(BENCH) tests.benchmarks.stop
 
 clean:
 	rm -rf .venv-check .venv-release runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,7 +1,7 @@
 """When a search may stop: which share of the CE's top k has been scored, by the posterior. Knows no CE and no loop.
 
 The forecast takes what was scored as exact and what was not as Gaussian; a calibration, fitted to searches whose exact
-top k is known, turns it into the recall that was then reached.
+top k is known (`make bench-stop`), turns it into the recall that was then reached.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,18 @@ TINY = 1e-6  # forecasts are kept this far from 0 and 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Achieved recall from the forecast: `logit(recall) = offset + slope * logit(forecast)`."""
+    """Achieved recall from the forecast: `logit(recall) = offset + slope * logit(forecast)`.
+
+    The forecast is made with `shrinkage` times the posterior's standard deviations.
+    """
 
     offset: float = 0.0
     slope: float = 1.0
+    shrinkage: float = 1.0
 
     @classmethod
-    def fit(cls, forecast: Float64Array, achieved: Float64Array) -> "Calibration":
-        """Logistic regression of achieved recalls on forecasts, (n,) and (n,), both in 0..1.
+    def fit(cls, forecast: Float64Array, achieved: Float64Array, shrinkage: float = 1.0) -> "Calibration":
+        """Logistic regression of achieved recalls on forecasts that were made with this shrinkage, (n,) and (n,), in 0..1.
 
         Raises:
             InputError: lengths that differ, none at all, or values outside 0..1.
@@ -46,7 +50,7 @@ class Calibration:
             return -float((achieved * log_expit(z) + (1.0 - achieved) * log_expit(-z)).mean())
 
         offset, slope = minimize(loss, np.array([0.0, 1.0])).x
-        return cls(float(offset), float(slope))
+        return cls(float(offset), float(slope), shrinkage)
 
     def apply(self, forecast: float) -> float:
         """The recall to expect where the posterior forecasts this one."""
@@ -54,7 +58,7 @@ class Calibration:
 
 
 # Fitted to the sample's 50 dev queries, k = 1, 10, 100, after 40 to 500 scores: see docs/method-notes.md.
-SAMPLE = Calibration(offset=0.51, slope=0.17)
+SAMPLE = Calibration(offset=-0.14, slope=0.32, shrinkage=0.7)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,13 @@ class Stop:
         """Whether a search with these raw scores (m,) may stop, given the head (h,) of the unscored items and their means."""
         if len(scores) < self.k:
             return False
-        known = posterior.scale.scale(scores)
-        deviations = np.sqrt(posterior.variance(head) + posterior.noise_variance)
-        forecast = forecast_recall(known, approx_scores, deviations, self.k)
-        return self.calibration.apply(forecast) >= self.target_recall
+        return self.calibration.apply(self.forecast(posterior, scores, head, approx_scores)) >= self.target_recall
+
+    def forecast(self, posterior: Ridge, scores: FloatArray, head: Int32Array, approx_scores: FloatArray) -> float:
+        """The posterior's own estimate of the recall, of k or more raw scores (m,)."""
+        # The noise is left out: most of it is what a compressed index does not see, and no item's chance to be high.
+        deviations = self.calibration.shrinkage * np.sqrt(posterior.variance(head))
+        return forecast_recall(posterior.scale.scale(scores), approx_scores, np.maximum(deviations, TINY), self.k)
 
 
 def forecast_recall(
