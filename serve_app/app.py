@@ -20,6 +20,7 @@ def build_app(args: AppArgs) -> Application:
         "max_surge_percent": 100,  # an update starts the new replica before the old one stops
         "graceful_shutdown_timeout_s": args.deadline_ms / 1000 + GRACE_S,
         "health_check_period_s": 5,
+        "logging_config": {"encoding": "JSON", "enable_access_log": False},  # the guard's line has what Serve's would say
     }
     cross_encoder = serve.deployment(CrossEncoderDeployment, name="CrossEncoder", **shared).bind(args)
     retriever = serve.deployment(RetrieverDeployment, name="Retriever", **shared).bind(args, cross_encoder)

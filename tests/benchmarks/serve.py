@@ -25,9 +25,9 @@ from tests.benchmarks.common import record
 OUT = Path("runs/bench-serve")
 URL = "http://127.0.0.1:8017"
 CLIENTS = (1, 4, 16, 64)
-SECONDS = 12.0
+SECONDS = 8.0
 BUDGET, ROUNDS, DOCUMENTS = 100, 5, 32
-REPEATS = 3
+REPEATS = 2
 
 
 def main():

@@ -1,5 +1,9 @@
 """Health, what the app says of itself, and its metrics."""
 
+import json
+import time
+from pathlib import Path
+
 import prometheus_client.parser
 
 from serve_app.index_folder import open_index
@@ -24,6 +28,21 @@ def test_health_readiness_and_description(client, app_args):
     assert said["index"]["items"] == 60
     assert said["limits"]["max_documents"] == 100
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [app_args.cross_encoder]
+
+
+def test_each_request_is_a_line_of_json_under_its_id(client):
+    from ray._private.worker import _global_node
+
+    client.post("/v1/search", json={"query": " "}, headers={"x-request-id": "log-me"})
+    logs = Path(_global_node.get_logs_dir_path()) / "serve"
+    for _ in range(100):
+        lines = [line for log in logs.glob("replica_axn_Ingress_*") for line in log.read_text().splitlines() if "log-me" in line]
+        if lines:
+            break
+        time.sleep(0.1)
+    (said,) = [json.loads(line) for line in lines]
+    assert (said["axn_request_id"], said["route"], said["status"]) == ("log-me", "/v1/search", 400)
+    assert said["milliseconds"] > 0
 
 
 def test_the_page_is_whole_and_safe(client):
