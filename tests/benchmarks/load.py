@@ -1,37 +1,41 @@
 """A load in a process of its own, closed loop: `python -m tests.benchmarks.load URL CLIENTS SECONDS < bodies.json`."""
 
 import asyncio
+import itertools
 import json
 import sys
 import time
 
 import httpx
 
+WARM_UP = 4
+
 
 async def drive(url, clients, seconds, bodies):
-    """Latencies in seconds and statuses of all requests that ended within `seconds`, after one uncounted each."""
-    done, numbers = [], iter(range(10**9))
+    """(latency in seconds, status) of all requests that began within `seconds`, after a few uncounted ones, and their time."""
+    done, numbers = [], itertools.count()
 
-    async def one(client):
-        await client.post(url, json=bodies[next(numbers) % len(bodies)])
+    async def ask(client):
+        start = time.monotonic()
+        answer = await client.post(url, json=bodies[next(numbers) % len(bodies)])
+        return time.monotonic() - start, answer.status_code
+
+    async def ask_again(client, end):
         while time.monotonic() < end:
-            start = time.monotonic()
-            answer = await client.post(url, json=bodies[next(numbers) % len(bodies)])
-            done.append((time.monotonic() - start, answer.status_code))
+            done.append(await ask(client))
 
-    limits = httpx.Limits(max_connections=clients)
-    end = time.monotonic() + seconds
-    async with httpx.AsyncClient(timeout=120, limits=limits) as client:
-        await asyncio.gather(*(one(client) for _ in range(clients)))
-    return done
+    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=clients)) as client:
+        await asyncio.gather(*(ask(client) for _ in range(min(clients, WARM_UP))))
+        start = time.monotonic()
+        await asyncio.gather(*(ask_again(client, start + seconds) for _ in range(clients)))
+    return done, time.monotonic() - start
 
 
 def main():
     """Print one JSON object: seconds and statuses."""
     url, clients, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    start = time.monotonic()
-    done = asyncio.run(drive(url, clients, seconds, json.load(sys.stdin)))
-    facts = {"seconds": [s for s, _ in done], "statuses": [status for _, status in done], "took": time.monotonic() - start}
+    done, took = asyncio.run(drive(url, clients, seconds, json.load(sys.stdin)))
+    facts = {"seconds": [s for s, _ in done], "statuses": [status for _, status in done], "took": took}
     json.dump(facts, sys.stdout)
 
 
