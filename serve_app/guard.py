@@ -58,7 +58,7 @@ class Guard:
             route = getattr(scope.get("route"), "path", "unknown")
             self._count(route, status)
             facts = {
-                "route": route,
+                "axn_route": route,  # Serve puts its own `route` into every record
                 "status": status,
                 "milliseconds": round((time.monotonic() - started) * 1000, 1),
                 "axn_request_id": request_id,

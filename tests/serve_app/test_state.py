@@ -41,7 +41,7 @@ def test_each_request_is_a_line_of_json_under_its_id(client):
             break
         time.sleep(0.1)
     (said,) = [json.loads(line) for line in lines]
-    assert (said["axn_request_id"], said["route"], said["status"]) == ("log-me", "/v1/search", 400)
+    assert (said["axn_request_id"], said["axn_route"], said["status"]) == ("log-me", "/v1/search", 400)
     assert said["milliseconds"] > 0
 
 
