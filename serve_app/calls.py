@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, ReplicaUnavailableError
 
 logger = logging.getLogger("ray.serve")
 ATTEMPTS = 4
+GONE = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
+FAILED = (RayError, RayServeException)  # all that a call can fail by
 
 
 async def call(send: Callable[[float], Any], timeout_s: float) -> Any:
@@ -19,7 +22,7 @@ async def call(send: Callable[[float], Any], timeout_s: float) -> Any:
 
     Raises:
         TimeoutError: no response within `timeout_s`; the call is cancelled.
-        RayActorError: several replicas died one after the other.
+        One of `GONE`: several replicas died one after the other.
     """
     deadline = time.monotonic() + timeout_s
     for attempt in range(1, ATTEMPTS + 1):
@@ -30,7 +33,7 @@ async def call(send: Callable[[float], Any], timeout_s: float) -> Any:
         try:
             async with asyncio.timeout(left):
                 return await response
-        except RayActorError as error:
+        except GONE as error:
             logger.warning("a replica died under a call (%s); attempt %d of %d", type(error).__name__, attempt, ATTEMPTS)
             if attempt == ATTEMPTS:
                 raise

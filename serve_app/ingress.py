@@ -9,11 +9,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError, RayError
 
 from axn_ray.errors import InputError
 from serve_app.api import build_api
-from serve_app.calls import ATTEMPTS, call
+from serve_app.calls import ATTEMPTS, FAILED, GONE, call
 from serve_app.config import AppArgs
 from serve_app.keys import ApiKeys, check_bind
 from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
@@ -100,8 +99,8 @@ class IngressDeployment:
                 answer = await call(lambda left: self._retriever.search.remote(traced), job.timeout_s + grace)
         except TimeoutError:
             raise HttpProblem(504, "deadline", "the retriever did not answer by the deadline; try again") from None
-        except RayError as error:
-            raise HttpProblem(503, "not_ready", f"no retriever answers ({type(error).__name__}); try again", None, 1.0) from error
+        except GONE as error:
+            raise _no_retriever(error) from error
         return self.finish(job, answer, started)
 
     def finish(self, job: SearchJob, answer: SearchReply | Refused, started: float) -> dict[str, Any]:
@@ -120,7 +119,11 @@ class IngressDeployment:
         return body
 
     async def search_rounds(self, job: SearchJob) -> AsyncGenerator[Round | SearchReply | Refused, None]:
-        """Search and give every round. A search that loses its retriever starts anew; rounds given are not given again."""
+        """Search and give every round. A search that loses its retriever starts anew; rounds given are not given again.
+
+        Raises:
+            HttpProblem: 503, several retrievers died one after the other.
+        """
         given = 0
         for attempt in range(1, ATTEMPTS + 1):
             messages = self._retriever.options(stream=True).search_rounds.remote(job)
@@ -131,9 +134,9 @@ class IngressDeployment:
                     given += isinstance(message, Round)
                     yield message
                 return
-            except RayActorError:
+            except GONE as error:
                 if attempt == ATTEMPTS:
-                    raise
+                    raise _no_retriever(error) from error
             except (asyncio.CancelledError, GeneratorExit):
                 messages.cancel()
                 raise
@@ -153,7 +156,7 @@ class IngressDeployment:
                 )
             except TimeoutError:
                 raise HttpProblem(504, "deadline", "the cross-encoder did not answer in time; send fewer documents") from None
-            except RayError as error:
+            except FAILED as error:
                 reason = f"the cross-encoder does not answer ({type(error).__name__}); see its logs"
                 raise HttpProblem(424, "scorer_failed", reason) from error
         if isinstance(scored, Refused):
@@ -173,10 +176,14 @@ class IngressDeployment:
             try:
                 index = await call(lambda left: self._retriever.describe.remote(), timeout_s)
                 model = await call(lambda left: self._cross_encoder.describe.remote(), timeout_s)
-            except (TimeoutError, RayError) as error:
+            except (TimeoutError, *FAILED) as error:
                 raise HttpProblem(503, "not_ready", "index or model is still being loaded; try again", None, 5.0) from error
             self._described = {"index": index, "model": model}
         return self._described
+
+
+def _no_retriever(error: Exception) -> HttpProblem:
+    return HttpProblem(503, "not_ready", f"no retriever answers ({type(error).__name__}); try again", None, 1.0)
 
 
 def _listening_host() -> str:

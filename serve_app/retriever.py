@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayError
 
 from axn_ray.core.adaptive import Search, search
 from axn_ray.core.dual_encoder import DualEncoder
@@ -17,7 +16,7 @@ from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
 from axn_ray.core.methods import METHODS, build_estimator
 from axn_ray.core.pairs import FloatArray
 from axn_ray.core.tokens import Int32Array
-from serve_app.calls import call
+from serve_app.calls import FAILED, call
 from serve_app.config import AppArgs
 from serve_app.index_folder import example_queries, open_index
 from serve_app.merging import Merged
@@ -88,7 +87,7 @@ class RetrieverDeployment:
                 answer: Scored | Refused = await call(
                     lambda left: score_items.remote(query, items, version, left, is_admitted), timeout_s
                 )
-            except RayError as error:
+            except FAILED as error:
                 return Refused("scorer_failed", f"the cross-encoder does not answer ({type(error).__name__}); see its logs")
             if not (isinstance(answer, Refused) and answer.kind == "not_ready"):
                 return answer
