@@ -20,6 +20,7 @@ from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.score import ScoreConfig, score
 
 EXAMPLES = 3
+VIEWS = ["de_title", "ce", "ce_half"]  # two encoder passes for the default's four
 ENGINES = {"bayes": "closed form, Ray tasks"}
 
 
@@ -44,7 +45,7 @@ def command(
         factorizations = {name: out / name for name in ("mf_trns", "mf_ind", "bayes")}
         for method, folder in factorizations.items():
             say(f"3/5 Factorize the score matrix: {method} ({ENGINES.get(method, 'Ray Train')})")
-            config = FactorizationConfig.model_validate({"method": method})
+            config = FactorizationConfig.model_validate({"method": method, "views": VIEWS})
             factorize_scores(out / "embeddings", out / "scores", config, folder, storage=out / "train")
         say("4/5 Evaluate against the exact cross-encoder top-k of held-out queries (Ray Data)")
         settings = EvaluateConfig(max_queries=50, budgets=[50, 100, 200, 500])
