@@ -77,7 +77,7 @@ class ActiveModel:
 
     def space(self, item_embeddings: FloatArray, query_embeddings: FloatArray, observed: ScoreMatrix) -> ActiveSpace:
         """The search space of this model over the same embeddings that it was fitted to."""
-        found = embed(self.model, ItemFeatures(item_embeddings), query_embeddings, len(self.model.covariance))
+        found = embed(self.model, ItemFeatures(item_embeddings))
         items, queries = found.item_embeddings.astype(np.float32), found.embed_queries(query_embeddings)
         return ActiveSpace(items, queries, self.scale, found.noise_variance, observed)
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Float64Array = npt.NDArray[np.float64]
 
 WEIGHT_PENALTY = 10.0
-RANK_CUT = 1e-9  # of the largest eigenvalue
+RANK_CUT = 1e-10  # of the largest eigenvalue
 BATCH_NUMBERS = 1 << 23  # of one padded batch of anchors
 NOT_POSITIVE = "the covariance of a query's scores is not positive definite"
 CURE = "check scores and views for NaN, constant or extreme values, or take fewer epochs"
@@ -198,46 +198,15 @@ def fit_bayes(
     return model
 
 
-@dataclass(frozen=True)
-class Coordinates:
-    """Item embeddings are `V item_map`, query embeddings `query_map x`; there `u ~ N(query_map x, I)`.
+def whiten(model: BayesModel) -> tuple[Float64Array, Float64Array]:
+    """Maps to coordinates in which the prior covariance is the identity: of items (dim, dim), of queries (dim, n_features).
 
-    `item_map (dim, width)`, `query_map (width, n_features)`; `lost_variance` is the prior variance of a score, mean over
-    items, that these coordinates do not see: noise to the search.
+    With `Sigma = R Rᵀ`: items `V R`, queries `R⁻¹ W x`; inner products are unchanged and `u ~ N(R⁻¹ W x, I)`, so `Ridge`
+    with prior variance 1 and this noise variance is the model's posterior mean.
     """
-
-    item_map: Float64Array
-    query_map: Float64Array
-    lost_variance: float
-
-
-def compress(model: BayesModel, item_moment: Float64Array, query_moment: Float64Array, width: int) -> Coordinates:
-    """The `width` coordinates that keep scores best, in mean square over items and queries; with width=dim they keep all.
-
-    `item_moment` C is the mean of `v vᵀ` (dim, dim), `query_moment` that of `x xᵀ`. Of a score `v . u` only
-    `C^-1/2 v . C^1/2 u` counts, whose best approximation of rank `width` is on the leading eigenvectors B of
-    `C^1/2 (Sigma + W E[x xᵀ] Wᵀ) C^1/2`. Then coordinates in which the prior covariance is the identity: with
-    `Bᵀ C^1/2 Sigma C^1/2 B = R Rᵀ`, items `V C^-1/2 B R`, queries `R⁻¹ Bᵀ C^1/2 W x`. So `Ridge` with prior variance 1 is
-    the model's posterior mean.
-    """
-    half, inverse_half = _roots(item_moment)
-    prior_moment = model.covariance + model.weights @ query_moment @ model.weights.T
-    _, vectors = np.linalg.eigh(half @ prior_moment @ half)
-    kept = vectors[:, ::-1][:, :width]
-    from_query = kept.T @ half  # (width, dim)
-    root, inverse_root = _roots(from_query @ model.covariance @ from_query.T)
-    item_map = inverse_half @ kept @ root
-    lost = np.sum(item_moment * model.covariance) - np.sum((item_moment @ item_map) * item_map)
-    return Coordinates(item_map, inverse_root @ from_query @ model.weights, max(0.0, float(lost)))
-
-
-def _roots(moment: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Square root and (pseudo-)inverse square root of a positive semi-definite matrix; directions near 0 count as 0."""
-    values, vectors = np.linalg.eigh(moment)
-    is_kept = values > values[-1] * RANK_CUT
-    root = np.sqrt(np.where(is_kept, values, 0.0))
-    inverse = np.divide(1.0, root, out=np.zeros_like(root), where=is_kept)
-    return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
+    values, vectors = np.linalg.eigh(model.covariance)
+    root = np.sqrt(np.maximum(values, values.max() * RANK_CUT))
+    return vectors * root, (vectors / root).T @ model.weights
 
 
 def with_constant(embeddings: FloatArray, constant: float) -> FloatArray:

@@ -1,4 +1,4 @@
-"""The `bayes` fit from end to end: several views of each item side by side, EM, and few numbers per item in the end.
+"""The `bayes` fit from end to end: several views of each item side by side, reduced to a few numbers, and EM over these.
 
 Knows no CE, no files and no Ray.
 """
@@ -15,12 +15,11 @@ import scipy.linalg
 from axn_ray.core.bayes import (
     BayesInputs,
     BayesModel,
-    Coordinates,
     Float64Array,
     SumStatistics,
-    compress,
     e_step,
     fit_bayes,
+    whiten,
     with_constant,
 )
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 StoredArray = npt.NDArray[np.floating]  # float32, or float16 as views are stored
 
 BLOCK, SAMPLE = 1 << 14, 1 << 17
-MAX_FEATURES = 768
 CONSTANT = 0.3  # the item feature that carries a query's mean score; 1 on the query's side
 VIEW_SCALE = 0.5
 
@@ -144,21 +142,19 @@ class Embedded:
         return with_constant(query_embeddings, 1.0) @ self.query_map.T
 
 
-def embed(model: BayesModel, features: ItemFeatures, query_embeddings: FloatArray, width: int) -> Embedded:
-    """Coordinates of at most `width` numbers for every item; `query_embeddings` (n_queries, dim) are the train queries'.
+def embed(model: BayesModel, features: ItemFeatures) -> Embedded:
+    """Every item in the coordinates of the search; see `whiten`.
 
     Raises:
         FitError: an item embedding is NaN or infinite in float16.
     """
-    x = with_constant(query_embeddings, 1.0).astype(np.float64)
-    found: Coordinates = compress(model, features.moment(), x.T @ x / len(x), width)
-    to_item = found.item_map.astype(np.float32)
-    embeddings = np.empty((len(features), to_item.shape[1]), dtype=np.float16)
+    item_map, query_map = whiten(model)
+    embeddings = np.empty((len(features), len(item_map)), dtype=np.float16)
     for rows, block in features.blocks():
-        embeddings[rows] = block @ to_item
+        embeddings[rows] = block @ item_map.astype(np.float32)
     if not np.isfinite(embeddings).all():
         raise FitError("item embeddings are NaN or infinite in float16; check the scores for extreme values")
-    return Embedded(embeddings, found.query_map.astype(np.float32), model.noise_variance + found.lost_variance)
+    return Embedded(embeddings, query_map.astype(np.float32), model.noise_variance)
 
 
 def held_out_rmse(

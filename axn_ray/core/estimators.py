@@ -94,7 +94,7 @@ class Ridge:
 
     `u = u_param + tau² Aᵀ K⁻¹ (a - A u_param)` and `var(v . u) = tau² |v|² - tau⁴ vᵀ Aᵀ K⁻¹ A v` with `A = V_A`,
     `K = tau² A Aᵀ + sigma² I`, tau² = `prior_variance` and sigma² = `noise_variance`, in the dual-encoder's range. As
-    sigma² -> 0 with u_param = 0 it becomes `Pinv`; in whitened coordinates (`core.bayes.compress`) it is the `bayes` fit's.
+    sigma² -> 0 with u_param = 0 it becomes `Pinv`; in whitened coordinates (`core.bayes.whiten`) it is the `bayes` fit's.
 
     With `K = L Lᵀ`, `half = L⁻¹ A` (m, dim) is all that is kept: n new items append n rows to it, in O(m n dim).
 

@@ -17,7 +17,6 @@ from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, read_manifest
 from axn_ray.core.bayes import with_constant
 from axn_ray.core.closed_form import (
-    MAX_FEATURES,
     ItemFeatures,
     Spread,
     StoredArray,
@@ -132,7 +131,7 @@ def fit_closed_form(
     views: Sequence[StoredArray] = (),
     spread: Spread = in_one_process,
 ) -> Factorization:
-    """`bayes`: EM over the dual-encoder's embeddings and other views (n_items, dim) of the items, then `width` numbers each.
+    """`bayes`: EM over the dual-encoder's embeddings and other views (n_items, dim) of the items, reduced to `width` numbers.
 
     Its held-out RMSE is the posterior mean's, given the query's other observations.
 
@@ -141,9 +140,9 @@ def fit_closed_form(
     """
     held_out = inputs.held_out(config)
     observed = inputs.score_matrix.keep(~held_out)
-    features = ItemFeatures(inputs.item_embeddings, views).reduce(MAX_FEATURES)
+    features = ItemFeatures(inputs.item_embeddings, views).reduce(config.width)
     model = fit_model(TrainData(features, inputs.query_embeddings, observed, scale), config.epochs, spread)
-    embedded = embed(model, features, inputs.query_embeddings, config.width)
+    embedded = embed(model, features)
     rmse = held_out_rmse(embedded, inputs.query_embeddings, scale, observed, inputs.score_matrix.keep(held_out))
     record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
     _judge(record, cure="score more pairs")

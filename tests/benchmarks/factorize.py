@@ -196,7 +196,7 @@ def bayes_curve(inputs, scale):
         started = time.process_time()
         model = fit_model(TrainData(features, inputs.query_embeddings, known, scale), iterations)
         seconds = time.process_time() - started
-        embedded = embed(model, features, inputs.query_embeddings, config.width)
+        embedded = embed(model, features)
         error = held_out_rmse(embedded, inputs.query_embeddings, scale, known, hidden)
         curve.append((round(seconds, 2), round(error, 5)))
     return curve

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from axn_ray.core.bayes import BayesInputs, BayesModel, compress, e_step, fit_bayes
+from axn_ray.core.bayes import BayesInputs, BayesModel, e_step, fit_bayes, whiten
 from axn_ray.core.estimators import Ridge
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.errors import FitError
@@ -127,40 +127,15 @@ def test_em_climbs_and_finds_the_parameters_that_made_the_scores(world):
     np.testing.assert_allclose(model.covariance, truth.covariance, atol=0.35)
 
 
-def moments(items, queries):
-    return items.T.astype(np.float64) @ items / len(items), queries.T.astype(np.float64) @ queries / len(queries)
-
-
-def test_ridge_in_all_coordinates_is_the_posterior_mean(world):
+def test_whitened_ridge_is_the_posterior_mean(world):
     items, queries, matrix, truth = world
-    found = compress(truth, *moments(items, queries), DIM)
-    embeddings = (items @ found.item_map).astype(np.float32)
+    item_map, query_map = whiten(truth)
+    embeddings = (items @ item_map).astype(np.float32)
     anchors, scores = matrix.row(3)
-    ridge = Ridge(embeddings, RAW, (found.query_map @ queries[3]).astype(np.float32), truth.noise_variance)
+    ridge = Ridge(embeddings, RAW, (query_map @ queries[3]).astype(np.float32), truth.noise_variance)
     mean, _ = posterior(truth, items, queries[3], anchors, scores)
     ridge.observe(anchors, scores)
     np.testing.assert_allclose(embeddings @ ridge.query_embedding, items @ mean, atol=1e-3)
-    assert found.lost_variance == pytest.approx(0.0, abs=1e-9)
-
-
-def test_compression_keeps_what_scores_are_made_of(world):
-    """Items that differ in 2 directions only: 2 coordinates hold every score; 1 loses the tail of the spectrum, no more."""
-    items, queries, _, truth = world
-    flat = (items[:, :2] @ np.random.default_rng(0).normal(size=(2, DIM))).astype(np.float64)
-    item_moment, query_moment = moments(flat, queries)
-    u = (
-        np.random.default_rng(1).multivariate_normal(np.zeros(DIM), truth.covariance, 4000)
-        + queries[np.random.default_rng(2).integers(0, N_QUERIES, 4000)] @ truth.weights.T
-    )
-    scores = flat @ u.T
-    for width, expected in ((2, 0.0), (1, np.linalg.svd(scores, compute_uv=False)[1] ** 2 / scores.size)):
-        found = compress(truth, item_moment, query_moment, width)
-        embeddings = flat @ found.item_map
-        best = np.linalg.lstsq(embeddings, scores, rcond=None)[0]
-        assert np.mean((scores - embeddings @ best) ** 2) == pytest.approx(expected, rel=0.05, abs=1e-9)
-    spread = np.mean(np.einsum("nd,de,ne->n", flat, truth.covariance, flat))
-    assert found.lost_variance == pytest.approx(spread - np.mean(np.sum(embeddings**2, axis=1)))
-    assert 0 < found.lost_variance < 0.5 * spread
 
 
 def test_a_strong_penalty_keeps_the_identity(world):

@@ -36,8 +36,8 @@ def split(matrix):
 def fitted(world, views, width=99):
     items, queries, _, matrix = world
     observed, held_out = split(matrix)
-    features = ItemFeatures(items, views)
-    embedded = embed(fit_model(TrainData(features, queries, observed, RAW), 8), features, queries, width)
+    features = ItemFeatures(items, views).reduce(width)
+    embedded = embed(fit_model(TrainData(features, queries, observed, RAW), 8), features)
     return embedded, held_out_rmse(embedded, queries, RAW, observed, held_out)
 
 
