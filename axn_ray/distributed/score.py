@@ -57,8 +57,8 @@ class ScoreConfig(CrossEncoderConfig):
         "per_query", description="so many items of each query, so many queries of each item, or every pair (exact truth)"
     )
     per_query: int = Field(100, ge=1, description="items per query: the dual-encoder's nearest, but for the two shares")
-    random_share: float = Field(0.0, ge=0, le=1, description="of per_query, drawn at random")
-    active_share: float = Field(0.0, ge=0, lt=1, description="of per_query, found by the search after a fit on the others")
+    random_share: float = Field(0.1, ge=0, le=1, description="of per_query, drawn at random")
+    active_share: float = Field(0.3, ge=0, lt=1, description="of per_query, found by the search after a fit on the others")
     per_item: int = Field(5, ge=1, description="nearest queries of each item, where choice is per_item")
     known_scores: list[str] = Field([], description="scores artifacts to look pairs up in before paying for them")
     shard_pairs: int = Field(5000, ge=1, description="about how many pairs make one shard (one file)")

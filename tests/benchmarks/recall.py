@@ -36,7 +36,7 @@ BUDGETS = [50, 100, 200, 500]
 KS = [1, 10, 100]
 ROUNDS = [10]
 # At equal calls: the paper's choice for the rivals, and what helps the closed-form fit (docs/benchmarks/sampling.json) for ours.
-NEAR, MIX = {}, {"active_share": 0.3, "random_share": 0.1}
+NEAR, MIX = {"active_share": 0.0, "random_share": 0.0}, {"active_share": 0.3, "random_share": 0.1}
 FITS = {"bayes": "g_mix", "mf_ind": "g_near"}
 STOPS = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
 # Methods without a setting to choose; those of `choice.GRID` have one.
@@ -152,10 +152,10 @@ def sweep(known):
     make(embeddings, embed, EmbedConfig(world=world.worlds, train_queries=world.train_queries), embeddings)
     corpus = load_embedded_corpus(embeddings)
     paid = [*known, *(str(done) for done in [world.folder / "g_near"] if (done / "manifest.json").exists())]
-    make(folder / "superset", score, corpus, ScoreConfig(per_query=200, known_scores=paid), folder / "superset")
+    make(folder / "superset", score, corpus, ScoreConfig(per_query=200, known_scores=paid, **NEAR), folder / "superset")
     for n_queries, per_query in SWEEP:
         part = folder / f"{n_queries}x{per_query}"
-        settings = ScoreConfig(n_queries=n_queries, per_query=per_query, known_scores=[str(folder / "superset")])
+        settings = ScoreConfig(n_queries=n_queries, per_query=per_query, known_scores=[str(folder / "superset")], **NEAR)
         make(part / "scores", score, corpus, settings, part / "scores")
         for name in ("mf_ind", "bayes"):
             fit(embeddings, part / "scores", name, part / name)

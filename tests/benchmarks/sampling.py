@@ -24,11 +24,11 @@ PAID = [Path("runs/bench-recall/verbs/g_near")]
 TRAIN_QUERIES, PER_QUERY, PER_ITEM = 2000, 50, 7
 BUDGETS, KS = (100, 500), (1, 10, 100)
 WAYS = {
-    "nearest": {},
-    "nearest_random": {"random_share": 0.1},
-    "active": {"active_share": 0.5},
+    "nearest": {"active_share": 0.0, "random_share": 0.0},
+    "nearest_random": {"active_share": 0.0, "random_share": 0.1},
+    "active": {"active_share": 0.5, "random_share": 0.0},
     "active_random": {"active_share": 0.3, "random_share": 0.1},
-    "random": {"random_share": 1.0},
+    "random": {"active_share": 0.0, "random_share": 1.0},
     "per_item": {"choice": "per_item", "per_item": PER_ITEM},
 }
 

@@ -27,7 +27,7 @@ def make_corpus(n_items=300, n_queries=100, bad_item=None):
 
 def make_config(scorer="Slow", **settings):
     """Every pair, 50 shards."""
-    given = {"choice": "all", "shard_pairs": 600, "workers": 2, **settings}
+    given = {"choice": "all", "shard_pairs": 600, "workers": 2, "random_share": 0.0, "active_share": 0.0, **settings}
     return ScoreConfig(cross_encoder=f"python:tests.distributed.scorers:{scorer}", **given)
 
 

@@ -12,6 +12,7 @@ from axn_ray.distributed.score import ScoreConfig
 from axn_ray.errors import ArtifactError, ModelError
 from tests.pair_server import logit, pair_server
 
+NEAREST = {"random_share": 0.0, "active_share": 0.0}
 WORDS = "run walk close open bank dog house river slow fast eat drink speak shut move stand".split()
 
 
@@ -38,7 +39,7 @@ def corpus():
 
 @pytest.fixture
 def config(tiny_cross_encoder):
-    return ScoreConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", per_query=5, shard_pairs=10)
+    return ScoreConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", per_query=5, shard_pairs=10, **NEAREST)
 
 
 def test_equals_one_process_on_the_nearest_items(ray_session, corpus, config, tmp_path):
