@@ -104,7 +104,7 @@ def test_als_on_tasks_equals_one_process(ray_session, stored, unbroken, tmp_path
 
 
 def test_the_closed_form_equals_one_process(ray_session, stored, world, unbroken, tmp_path):
-    config = FactorizationConfig(method="bayes", epochs=2)
+    config = FactorizationConfig(method="bayes", epochs=2, views=[])
     fitted, expected = run(stored, config, tmp_path, workers=3), unbroken(config)
     assert fitted.noise_variance == pytest.approx(expected.noise_variance, rel=1e-4)
     queries = world[2][:5]
