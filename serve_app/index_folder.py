@@ -81,7 +81,7 @@ def locate_index(args: AppArgs) -> tuple[Path, Path]:
 
 
 def make_sample_index(folder: Path) -> None:
-    """Embed the sample's verb world and fit `bayes` to a part of its exact scores: no CE call, half a minute."""
+    """Embed the sample's verb world and fit `bayes` to a part of its exact scores: no CE call."""
     items, queries = read_items(sample.ITEMS, [WORLD]), read_queries(sample.QUERIES, [WORLD])
     logger.info("making the sample index in %s: embedding %d items (once)", folder, len(items))
     scores = load_scores(sample.EXACT_SCORES)
