@@ -25,7 +25,7 @@ from tests.benchmarks.common import record
 OUT = Path("runs/bench-serve")
 URL = "http://127.0.0.1:8017"
 CLIENTS = (1, 4, 16, 64)
-SECONDS = 8.0
+SECONDS = 6.0
 BUDGET, ROUNDS, DOCUMENTS = 100, 5, 32
 REPEATS = 2
 
@@ -35,7 +35,7 @@ def main():
     threads = os.cpu_count() or 1
     args = AppArgs(cache=OUT / "cache", threads=threads, max_queued_pairs=100_000, deadline_ms=120_000)
     index = open_index(args)
-    queries = read_queries(sample.QUERIES, ["verb"], split="dev").texts[:64]
+    queries = read_queries(sample.QUERIES, ["verb"], split="dev").texts[:32]
     searches = [{"query": query, "budget": {"ce_calls": BUDGET, "rounds": ROUNDS}} for query in queries]
     texts = index.corpus.items.full_texts
     reranks = [{"query": query, "documents": texts[i * 200 : i * 200 + DOCUMENTS]} for i, query in enumerate(queries)]
