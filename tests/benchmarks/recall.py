@@ -92,11 +92,11 @@ def prepare(world, known):
 
 
 def fit(embeddings, scores, method, out):
-    """Factorize from the start: a checkpoint of an earlier run would be gone on with, in no time."""
+    """Factorize, going on from the checkpoint of a fit that was cut off; then its seconds are those of the last part."""
     storage = out.with_name(f"{out.name}_storage")
-    shutil.rmtree(storage, ignore_errors=True)
     settings = FactorizationConfig.model_validate({"method": method})
     make(out, factorize_scores, embeddings, scores, settings, out, storage=storage)
+    shutil.rmtree(storage, ignore_errors=True)
 
 
 def verbs(known):
