@@ -41,9 +41,10 @@ def unbroken(world):
     fits = {}
 
     def get(config):
-        if config not in fits:
-            fits[config] = fit(*world, config)
-        return fits[config]
+        described = config.model_dump_json()
+        if described not in fits:
+            fits[described] = fit(*world, config)
+        return fits[described]
 
     return get
 
