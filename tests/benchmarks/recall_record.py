@@ -60,15 +60,15 @@ def record_all(out, sweep):
 
 
 def load_world(folder):
-    """The methods without a setting to choose, and those with the chosen ones where they were judged, as one evaluation."""
+    """The methods with settings of their own, and in their place those with chosen ones where they were judged."""
     fixed = load_evaluation(folder / "evaluation")
-    if not is_done(folder, "chosen"):
-        return fixed
-    chosen = load_evaluation(folder / "chosen")
-    added = [row for row in chosen.summary if (row["method"], row["rounds"]) != RNR]
-    settings = {"settings": chosen.manifest.config["settings"]}
+    parts = [load_evaluation(folder / name) for name in ("cur", "chosen") if is_done(folder, name)]
+    added = [row for part in parts for row in part.summary if (row["method"], row["rounds"]) != RNR]
+    again = {(row["method"], row["rounds"]) for row in added}
+    kept = [row for row in fixed.summary if (row["method"], row["rounds"]) not in again]
+    settings = {"settings": (parts or [fixed])[-1].manifest.config["settings"]}
     manifest = fixed.manifest.model_copy(update={"config": fixed.manifest.config | settings})
-    return Evaluation(fixed.table, [*fixed.summary, *added], manifest)
+    return Evaluation(fixed.table, [*kept, *added], manifest)
 
 
 def is_done(folder, name="evaluation"):
