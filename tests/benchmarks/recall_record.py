@@ -8,7 +8,7 @@ from tests.benchmarks.common import DOCS, record
 from tests.benchmarks.recall_figures import draw_sweep
 
 RNR, PAPER, OURS = ("RnR, DE", 1), ("AXN pinv, MF_Ind", 10), ("AXN bayes", 10)
-# Issue 5's targets: level of `OURS`, gain over `PAPER`; in percent, by (k, B).
+# The targets: level of `OURS`, gain over `PAPER`; in percent, by (k, B).
 LEVELS = {(1, 100): 95, (10, 100): 78, (10, 200): 85, (10, 500): 92, (100, 500): 66}
 GAINS = {(10, 100): 14, (10, 200): 13, (10, 500): 14, (100, 500): 24}
 SHOWN = [(k, b) for b in (100, 500) for k in (1, 10, 100)]
@@ -110,7 +110,7 @@ def table(lines):
 
 
 def judge_targets(verbs, lambdas):
-    """Each target of the issue: what was wanted, what was reached, with its interval."""
+    """Each target: what was wanted, what was reached, with its interval."""
     against_paper = summarize(verbs.table, baseline=PAPER)
     found = []
 
