@@ -118,8 +118,9 @@ def test_a_cross_encoder_that_gives_nan(axn, files, tiny_cross_encoder, tmp_path
     AutoTokenizer.from_pretrained(tiny_cross_encoder).save_pretrained(tmp_path / "broken")
     assert embed(axn, files)[0] == 0
     score = ["score", "--embeddings", files / "embeddings", "--cross-encoder", tmp_path / "broken", "--per-query", 2]
+    score += ["--active-share", 0, "--random-share", 0]
     message = failure(*axn(*score, "--out", files / "scores"))
-    assert "2 of a shard's 2 pairs cannot be scored (first: query index 0, item index" in message
+    assert "4 of a shard's 4 pairs cannot be scored (first: query index 0, item index" in message
     assert "the score is nan" in message
     assert not (files / "scores/manifest.json").exists()
     assert not list(files.glob("scores/shards/*"))
@@ -141,7 +142,8 @@ def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
     assert not (files / "s").exists()
     too_many = axn("score", "--embeddings", embeddings, *ce, "--per-query", 9, "--out", files / "s")
     assert "per_query=9 exceeds the 3 items" in failure(*too_many)
-    code, output = axn("score", "--embeddings", embeddings, *ce, "--per-query", 2, "--out", files / "scores")
+    nearest = ["--active-share", 0, "--random-share", 0]  # three items leave a search nothing to find
+    code, output = axn("score", "--embeddings", embeddings, *ce, "--per-query", 2, *nearest, "--out", files / "scores")
     assert code == 0, output
     code, output = axn("score", "--embeddings", embeddings, *ce, "--split", "test", "--choice", "all", "--out", files / "truth")
     assert code == 0, output
@@ -182,7 +184,7 @@ def test_cur_takes_dense_rows_of_a_few_train_queries(axn, files, tiny_cross_enco
     for name, *settings in (
         ("truth", "--split", "test", "--choice", "all"),
         ("rows", "--n-queries", 1, "--choice", "all"),
-        ("sparse", "--per-query", 2),
+        ("sparse", "--per-query", 2, "--active-share", 0, "--random-share", 0),
         ("other", "--choice", "all", "--max-length", 8),
     ):
         code, output = axn(*score, *settings, "--out", files / name)
