@@ -29,12 +29,12 @@ def run(
     from serve_app.app import build_app
 
     join_cluster()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own, set while it starts, aborts the process
     logging.getLogger("ray.serve").setLevel("WARNING")  # here; the replicas' own logs keep every request
-    serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"encoding": "JSON"})
-    serve.run(build_app(config), name="axn")
-    logger.info("listening at http://%s:%d", host, port)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"encoding": "JSON"})
+        serve.run(build_app(config), name="axn")
+        logger.info("listening at http://%s:%d", host, port)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
