@@ -27,11 +27,11 @@ def track(results: Iterable[T], total: int, description: str, size: Callable[[T]
         for result in results:
             progress.advance(task, size(result))
             state = progress.tasks[0]
-            rate = f"{state.speed:,.0f}/s" if state.speed else ""
+            elapsed = state.elapsed or 0.0
+            rate = f"{state.completed / elapsed:,.0f}/s" if elapsed else ""
             progress.update(task, rate=rate)
             done = state.completed / max(1, total)
             if not console.is_terminal and (done - shown >= LOG_EVERY or done >= 1 > shown):
                 shown = done
-                elapsed = state.elapsed or 0.0
                 console.print(f"{description}: {state.completed:,.0f}/{total:,} after {elapsed:.0f} s {rate}", highlight=False)
             yield result

@@ -41,7 +41,7 @@ from axn_ray.distributed.bayes_fit import spread_on_ray
 from axn_ray.distributed.cluster import gpus_per_worker, split_evenly
 from axn_ray.distributed.progress import track
 from axn_ray.distributed.score_worker import ListedPairs, PairChooser, ScoreActor
-from axn_ray.errors import ArtifactError
+from axn_ray.errors import ArtifactError, FitError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,11 @@ def _active_pass(job: Job, first: Pass, out: Path) -> Pass:
     if not (out / ACTIVE_MODEL).exists():
         logger.info("fitting the first %d scores, to choose %d more items of each query", observed.n_observed, n_active)
         spread = spread_on_ray(job.config.workers, job.config.threads)
-        fitted = ActiveModel.fit(observed, item_embeddings, query_embeddings, spread)
+        try:
+            fitted = ActiveModel.fit(observed, item_embeddings, query_embeddings, spread)
+        except (InputError, FitError) as error:
+            advice = "active_share=0 chooses all items beforehand"
+            raise type(error)(f"the first scores do not tell which items to score next: {error}; {advice}") from error
         write_into(out, out / ACTIVE_MODEL, fitted.to_bytes())
     model = ActiveModel.from_bytes((out / ACTIVE_MODEL).read_bytes())
     space = model.space(item_embeddings, query_embeddings, observed)

@@ -72,9 +72,7 @@ def train_factorization(
     with _epochs_logged(config) as queue:
         loop_config = {"inputs": inputs, "config": config.model_dump(), "threads": threads, "queue": queue}
         scaling = scale_workers(num_workers, threads)
-        result = TorchTrainer(
-            _train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config
-        ).fit()
+        result = TorchTrainer(_train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config).fit()
     if result.return_value is not None:
         raise FitError(result.return_value)
     ((best, _),) = result.best_checkpoints[-1:]

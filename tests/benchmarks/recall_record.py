@@ -175,5 +175,3 @@ def draw(verbs, out):
     save_figure(draw_calls_saved(verbs.summary, RNR), DOCS / "recall_calls_saved")
     save_figure(draw_pareto(verbs.summary, 10, RNR), DOCS / "recall_pareto")
     save_figure(draw_wins(verbs.table, OURS, PAPER, 10), DOCS / "recall_wins")
-
-

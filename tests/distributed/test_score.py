@@ -9,7 +9,7 @@ from axn_ray.core.index import top_k
 from axn_ray.core.score_store import load_scores, shard_path
 from axn_ray.distributed import score as stage
 from axn_ray.distributed.score import ScoreConfig
-from axn_ray.errors import ArtifactError, ModelError
+from axn_ray.errors import ArtifactError, InputError, ModelError
 from tests.pair_server import logit, pair_server
 
 NEAREST = {"random_share": 0.0, "active_share": 0.0}
@@ -107,6 +107,13 @@ def test_random_items_depend_on_the_seed_alone(ray_session, corpus, config, tmp_
     np.testing.assert_array_equal(first.matrix.item_index, second.matrix.item_index)
     other = score(corpus, random.model_copy(update={"seed": 1}), tmp_path / "c")
     assert (first.matrix.item_index != other.matrix.item_index).any()
+
+
+def test_first_scores_that_teach_nothing_are_one_error_with_the_cure(ray_session, corpus, config, tmp_path):
+    one = config.model_copy(update={"per_query": 2, "active_share": 0.5, "n_queries": 1})
+    expected = "the first scores do not tell .*: 1 observed scores are too few to factorize.*; active_share=0 chooses all items"
+    with pytest.raises(InputError, match=expected):
+        stage.score(corpus, one, tmp_path / "scores")
 
 
 def test_a_missing_model_is_one_error_and_leaves_nothing(ray_session, corpus, config, tmp_path):
