@@ -57,13 +57,17 @@ class Ranked(_Reply):
 
 
 class SearchOptions(TypedDict, total=False):
-    """What a search may be told; without, the server's defaults. `budget` is CE calls, spent over `rounds`."""
+    """What a search may be told; without, the server's defaults. `budget` is CE calls, spent over `rounds`.
+
+    `filter` names values (one, or several to choose from) of columns that the index's items have.
+    """
 
     top_k: int
     budget: int
     rounds: int
     method: Literal["axn", "rnr"]
     deadline_ms: int
+    filter: Mapping[str, str | Sequence[str]]
     return_scores: Literal["exact", "all"]
     trace: bool
     fail_open: bool

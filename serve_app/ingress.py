@@ -67,6 +67,7 @@ class IngressDeployment:
             trace=asked.trace,
             fail_open=asked.fail_open,
             carrier={name: carrier[name] for name in ("traceparent", "tracestate") if name in carrier},
+            filter={name: [wanted] if isinstance(wanted, str) else wanted for name, wanted in asked.filter.items()},
         )
 
     @contextmanager

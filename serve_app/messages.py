@@ -55,6 +55,7 @@ class SearchJob:
     trace: bool = False
     fail_open: bool = False
     carrier: Mapping[str, str] = field(default_factory=dict)
+    filter: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

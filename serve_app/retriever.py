@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from axn_ray.core.adaptive import Search, search
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
@@ -57,18 +55,18 @@ class RetrieverDeployment:
         async def score(items: Int32Array, timeout_s: float, is_admitted: bool) -> Scored | Refused:
             return await self._score(job.query, items, timeout_s, is_admitted)
 
-        async for message in SearchRun(job, self._index, self._retrieve, score).run(lambda: self._start(job)):
+        async for message in SearchRun(job, self._index, self._retrieve, score).run(self._start):
             yield message
 
-    async def _start(self, job: SearchJob) -> tuple[Search, Callable[[], FloatArray]]:
+    async def _start(self, job: SearchJob, excluded: Int32Array) -> tuple[Search, Callable[[], FloatArray]]:
         """The search's generator, and a function that gives the query's embedding as it is estimated by then."""
         embedded = await self._embed(job.query)
         fitted = self._index.factorization
         embedding = fitted.embed_queries(embedded[None, :])[0]
         n_items, budget, rounds = len(self._index.corpus.items), job.ce_calls, job.rounds
         if job.method == "rnr":
-            n = min(budget, n_items)
-            ranking = await self._retrieve_de(Retrieve(embedded, n, np.empty(0, dtype=np.int32)))
+            n = min(budget, n_items - len(excluded))
+            ranking = await self._retrieve_de(Retrieve(embedded, n, excluded))
             return search(None, ranking.item_index, n_items=n_items, budget=budget, rounds=rounds), lambda: embedding
         method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
         estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
@@ -102,5 +100,6 @@ class RetrieverDeployment:
             "items": len(corpus.items),
             "dim": int(factorization.item_embeddings.shape[1]),
             "dual_encoder": corpus.dual_encoder,
+            "columns": sorted(corpus.items.columns),
             "examples": example_queries(corpus),
         }

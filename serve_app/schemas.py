@@ -49,6 +49,9 @@ class SearchRequest(Native):
     budget: Budget = Budget()
     method: Literal["axn", "rnr"] = Field("axn", description="adaptive, or the dual-encoder's first `ce_calls`, reranked")
     deadline_ms: int | None = Field(None, ge=1, description="then the best so far is the answer")
+    filter: dict[str, Text | list[Text]] = Field(
+        {}, description="value or values wanted of each named column of the items", examples=[{"world": "verb.motion"}]
+    )
     return_scores: Literal["exact", "all"] = Field("exact", description="`all` fills up to top_k with approximate scores")
     trace: bool = Field(False, description="what each round scored")
     stream: bool = Field(False, description="server-sent events: the ranking after every round, then the reply")

@@ -6,6 +6,7 @@ Knows no HTTP and no Ray: scores and items come from functions that it awaits.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,20 @@ from serve_app.tracing import span
 
 Ask = Callable[[Retrieve], Awaitable[Retrieved]]
 ScoreItems = Callable[[Int32Array, float, bool], Awaitable[Scored | Refused]]
+Start = Callable[[SearchJob, Int32Array], Awaitable[tuple[Search, Callable[[], FloatArray]]]]
 
 
 class SearchRun:
     """One search under an exact budget and a deadline.
 
-    `start` makes the generator once the query's embedding is known: `() -> (search, embedding of the query now)`.
+    `start` makes the generator once the query's embedding is known: the job and the items (m,) that it may not look at
+    -> the search, and what gives the query's embedding by then.
     """
 
     def __init__(self, job: SearchJob, index: Index, retrieve: Ask, score: ScoreItems) -> None:
         self._job, self._index, self._retrieve, self._score_items = job, index, retrieve, score
         self._started = time.monotonic()
+        self._outside = np.empty(0, dtype=np.int32)  # items that the filter keeps out
         self._items, self._scores = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
         self._found_in = np.empty(0, dtype=np.int32)
         self._tokens = self._truncated = self._queued_pairs = 0
@@ -45,16 +49,17 @@ class SearchRun:
         """Rounds whose scores are in."""
         return int(self._found_in[-1]) if len(self._found_in) else 0
 
-    async def run(
-        self, start: Callable[[], Awaitable[tuple[Search, Callable[[], FloatArray]]]]
-    ) -> AsyncIterator[Round | SearchReply | Refused]:
+    async def run(self, start: Start) -> AsyncIterator[Round | SearchReply | Refused]:
         """Yield a `Round` after each round, then the reply, or why there is none."""
         stopped: Refused | None = None
         query_embedding: Callable[[], FloatArray] | None = None
         try:
-            search, query_embedding = await self._timed("retrieval", start())
-            request = next(search)
-            while True:
+            self._job = await self._apply_filter()
+            request: Score | Retrieve | None = None
+            if self._job.ce_calls:
+                search, query_embedding = await self._timed("retrieval", start(self._job, self._outside))
+                request = next(search)
+            while request is not None:
                 if isinstance(request, Score):
                     scored = await self._score(request.item_index)
                     if isinstance(scored, Refused):
@@ -63,7 +68,7 @@ class SearchRun:
                     yield Round(self._describe_round())
                     answer: FloatArray | Retrieved = scored.scores
                 else:
-                    answer = await self._timed("retrieval", self._retrieve(request))
+                    answer = await self._timed("retrieval", self._ask(request))
                 begun = time.monotonic()
                 request = search.send(answer)
                 self._seconds["regression"] += time.monotonic() - begun
@@ -76,6 +81,20 @@ class SearchRun:
         except ModelError as error:
             stopped = Refused("scorer_failed", str(error))
         yield await self._finish(stopped, query_embedding)
+
+    async def _apply_filter(self) -> SearchJob:
+        """The job with no more to score than its filter lets in; a client cannot know how much that is."""
+        job, items = self._job, self._index.corpus.items
+        if not job.filter:
+            return job
+        self._outside = np.flatnonzero(~await asyncio.to_thread(items.match, job.filter)).astype(np.int32)
+        ce_calls = min(job.ce_calls, len(items) - len(self._outside))
+        return replace(job, ce_calls=ce_calls, rounds=min(job.rounds, ce_calls))
+
+    async def _ask(self, request: Retrieve) -> Retrieved:
+        if len(self._outside):
+            request = replace(request, excluded=np.concatenate([request.excluded, self._outside]))
+        return await self._retrieve(request)
 
     async def _timed(self, what: str, awaitable: Awaitable[Any]) -> Any:
         begun = time.monotonic()
@@ -159,10 +178,10 @@ class SearchRun:
 
     async def _approximate(self, embedding: FloatArray, n: int) -> list[dict[str, Any]]:
         """The n best items that the CE has not scored, with the scores that the embedding gives them."""
-        n = min(n, len(self._index.corpus.items) - len(self._items))
+        n = min(n, len(self._index.corpus.items) - len(self._outside) - len(self._items))
         if not n:
             return []
-        found = await self._retrieve(Retrieve(embedding, n, self._items))
+        found = await self._ask(Retrieve(embedding, n, self._items))
         scale: ScoreScale = self._index.factorization.scale
         logits = found.approx_score / scale.beta + scale.alpha
         return [self._describe_item(int(i), float(score), None) for i, score in zip(found.item_index, logits, strict=True)]

@@ -1,8 +1,8 @@
 """A faster engine for BERT cross-encoders in bfloat16 on CPUs: the same arithmetic, without what the score does not need.
 
 Weights are reordered once for oneDNN; bias, GELU and the residual sum happen inside the product that they follow, before
-its result is rounded to bfloat16; the last layer is computed for the first token alone, the only one that the pooler
-reads. Knows no pair, no text and no policy.
+its result is rounded to bfloat16; products and norms see no padding, which only attention needs; the last layer is computed
+for the first token alone, the only one that the pooler reads. Knows no pair, no text and no policy.
 """
 
 from typing import Any
@@ -47,8 +47,28 @@ class _Product:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
 
 
+class _Tokens:
+    """The m tokens of a batch of n rows that is padded on the right: between (m, width) and (n, longest, width)."""
+
+    def __init__(self, mask: Int64Array) -> None:
+        self._shape, self._is_whole = mask.shape, bool(mask.all())
+        self.place = torch.from_numpy(np.flatnonzero(mask))
+        self.first = torch.from_numpy(np.cumsum(mask.sum(1)) - mask.sum(1))  # of each row, among the m
+        self.seen = None if self._is_whole else torch.from_numpy(mask)[:, None, None, :].bool()
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        n, longest = self._shape
+        if not self._is_whole:
+            x = x.new_zeros(n * longest, x.shape[-1]).index_copy_(0, self.place, x)
+        return x.view(n, longest, -1)
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.reshape(-1, x.shape[-1])
+        return x if self._is_whole else x[self.place]
+
+
 class _Layer:
-    """One encoder layer over tokens (n * longest, dim); `first` gives it for each row's first token alone, (n, dim)."""
+    """One encoder layer over tokens (m, dim); `first` gives it for each row's first token alone, (n, dim)."""
 
     def __init__(self, layer: Any, heads: int) -> None:
         inner, self._heads = layer.attention.self, heads
@@ -58,22 +78,27 @@ class _Layer:
         self._up, self._down = _Product(layer.intermediate.dense), _Product(layer.output.dense)
         self._norms = [norm.to(torch.bfloat16) for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm)]
 
-    def all(self, x: torch.Tensor, mask: torch.Tensor | None, n: int) -> torch.Tensor:
-        query, key, value = self._split(self._query_key_value(x), n, 3)
-        return self._finish(x, functional.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+    def all(self, x: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
+        query, key, value = self._split(tokens.pad(self._query_key_value(x)), 3)
+        return self._finish(x, tokens.unpad(self._attend(query, key, value, tokens)))
 
-    def first(self, x: torch.Tensor, mask: torch.Tensor | None, n: int) -> torch.Tensor:
-        key, value = self._split(self._key_value(x), n, 2)
-        x = x.view(n, -1, x.shape[-1])[:, 0].contiguous()
-        (query,) = self._split(self._query(x), n, 1)
-        return self._finish(x, functional.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+    def first(self, x: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
+        key, value = self._split(tokens.pad(self._key_value(x)), 2)
+        x = x[tokens.first]
+        (query,) = self._split(self._query(x)[:, None], 1)
+        return self._finish(x, self._attend(query, key, value, tokens).flatten(0, 1))
 
-    def _split(self, x: torch.Tensor, n: int, parts: int) -> tuple[torch.Tensor, ...]:
-        """(n * tokens, parts * dim) -> `parts` tensors (n, heads, tokens, dim / heads)."""
-        return x.view(n, -1, parts, self._heads, x.shape[-1] // (parts * self._heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    def _split(self, x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+        """(n, longest, parts * dim) -> `parts` tensors (n, heads, longest, dim / heads)."""
+        return x.view(*x.shape[:2], parts, self._heads, x.shape[-1] // (parts * self._heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    @staticmethod
+    def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
+        """(n, heads, tokens, dim / heads) each -> (n, tokens, dim)."""
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=tokens.seen).transpose(1, 2).flatten(2)
 
     def _finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        x = self._norms[0](self._output.plus(attended.transpose(1, 2).reshape(x.shape), x))
+        x = self._norms[0](self._output.plus(attended, x))
         return self._norms[1](self._down.plus(self._up.gelu(x), x))
 
 
@@ -90,11 +115,11 @@ class BertCpuEngine:
     @torch.inference_mode()
     def logits(self, ids: Int64Array, mask: Int64Array, types: Int64Array | None, column: int = 0) -> npt.NDArray[np.float32]:
         """One output of each row of a padded batch: (n, longest) -> (n,) float32."""
-        n = len(ids)
-        seen = None if mask.all() else torch.from_numpy(mask)[:, None, None, :].bool()
-        token_types = torch.zeros(ids.shape, dtype=torch.int64) if types is None else torch.from_numpy(types)
-        x = self._embeddings(input_ids=torch.from_numpy(ids), token_type_ids=token_types).to(torch.bfloat16).flatten(0, 1)
+        tokens = _Tokens(mask)
+        position = (tokens.place % ids.shape[1])[None]
+        flat, flat_types = (torch.from_numpy(a).flatten()[tokens.place][None] for a in (ids, ids * 0 if types is None else types))
+        x = self._embeddings(input_ids=flat, token_type_ids=flat_types, position_ids=position)[0].to(torch.bfloat16)
         for layer in self._layers[:-1]:
-            x = layer.all(x, seen, n)
-        first = self._layers[-1].first(x, seen, n)
+            x = layer.all(x, tokens)
+        first = self._layers[-1].first(x, tokens)
         return self._head(self._pooler(first.float()[:, None]))[:, column].numpy()

@@ -4,11 +4,13 @@ Inside, an item or a query is its row number (int32); string ids live here and i
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -48,7 +50,7 @@ def _fingerprint(columns: Sequence[Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class Items:
-    """The items to search among; an item's index is its row.
+    """The items to search among; an item's index is its row. `columns` holds what else is known of them, as text.
 
     Raises:
         InputError: no rows, a duplicate id or an empty text.
@@ -58,6 +60,7 @@ class Items:
     titles: tuple[str, ...]
     texts: tuple[str, ...]
     source: str = field(default="items", compare=False)
+    columns: Mapping[str, pa.ChunkedArray] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -83,6 +86,20 @@ class Items:
     def fingerprint(self) -> str:
         """sha256 over ids, titles and texts in order."""
         return _fingerprint([self.ids, self.titles, self.texts])
+
+    def match(self, wanted: Mapping[str, Sequence[str]]) -> npt.NDArray[np.bool_]:
+        """Mask (n_items,) of the items that hold, in every column named, one of the values wanted there.
+
+        Raises:
+            InputError: no such column.
+        """
+        matches = np.ones(len(self), dtype=np.bool_)
+        for name, values in wanted.items():
+            if name not in self.columns:
+                known = ", ".join(sorted(self.columns)) or "none"
+                raise InputError(f"the items have no column {name!r} to filter by; their columns: {known}")
+            matches &= pc.is_in(self.columns[name], value_set=pa.array(values, pa.string())).to_numpy()
+        return matches
 
 
 @dataclass(frozen=True)
@@ -168,7 +185,7 @@ def _columns(table: pa.Table, path: Path, names: Sequence[str]) -> list[tuple[st
 
 
 def read_items(path: Path, worlds: Sequence[str] = ()) -> Items:
-    """Read items from columns `item_id, text` and, where they exist, `title` and `world`.
+    """Read items from columns `item_id, text` and, where it exists, `title`; others are kept where they are plain values.
 
     Raises:
         InputError: see `read_table` and `Items`; a missing column; a world that has no rows.
@@ -179,7 +196,13 @@ def read_items(path: Path, worlds: Sequence[str] = ()) -> Items:
     ids, texts = _columns(table, path, ["item_id", "text"])
     _check_column(str(path), "item_id", ids)
     titles = tuple(t or "" for t in table["title"].to_pylist()) if "title" in table.column_names else ("",) * len(ids)
-    return Items(ids, titles, texts, str(path))
+    others = {name: table[name] for name in table.column_names if name not in ("item_id", "title", "text")}
+    columns = {name: values.cast(pa.string()) for name, values in others.items() if _is_plain(values.type)}
+    return Items(ids, titles, texts, str(path), columns)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean))
 
 
 def read_queries(path: Path, worlds: Sequence[str] = (), split: str | None = None) -> Queries:

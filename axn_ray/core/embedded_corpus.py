@@ -100,7 +100,7 @@ def save_embedded_corpus(folder: Path, corpus: EmbeddedCorpus) -> None:
     if queries.labels is not None:
         columns["item_id"] = queries.labels
     pa.parquet.write_table(
-        pa.table({"item_id": items.ids, "title": items.titles, "text": items.texts}),
+        pa.table({"item_id": items.ids, "title": items.titles, "text": items.texts, **items.columns}),
         folder / "items.parquet",
         compression="zstd",
     )

@@ -110,18 +110,18 @@ class ItemIndex:
 
 
 def _highest(scores: FloatArray, maxima: FloatArray, n: int) -> npt.NDArray[np.int64]:
-    """Positions of the n highest scores (m,) and of all that tie with the last, in no order; all where there are fewer.
+    """Positions of the n highest scores (m,) and of all that tie with the last, in no order; fewer where the rest is excluded.
 
     `maxima` (m // CHUNK,) are the chunks' highest: the n-th highest of them bounds the n-th highest score from below.
     """
     if n >= len(maxima):
         bound = np.partition(scores, len(scores) - n)[len(scores) - n] if n < len(scores) else -np.inf
-        return np.flatnonzero(scores >= bound)
+        return np.flatnonzero((scores >= bound) & (scores > -np.inf))
     bound = np.partition(maxima, len(maxima) - n)[len(maxima) - n]
     chunks = np.flatnonzero(maxima >= bound)
     rest = np.arange(len(maxima) * CHUNK, len(scores))
     candidates = np.concatenate([(chunks[:, None] * CHUNK + np.arange(CHUNK)).ravel(), rest])
-    return candidates[scores[candidates] >= bound]
+    return candidates[(scores[candidates] >= bound) & (scores[candidates] > -np.inf)]
 
 
 def _merge(parts: list[Retrieved], n: int) -> Retrieved:

@@ -23,6 +23,17 @@ def test_reads_parquet_with_titles_and_worlds(items_file):
     assert read_items(items_file, ["verbose", "verb.motion"]).ids == ("a", "c")
 
 
+def test_items_match_what_is_wanted_of_their_columns(tmp_path):
+    columns = {"world": ["verb", "noun", None, "verb"], "year": [1, 2, 1, 1], "tags": [["a"], [], [], []]}
+    pq.write_table(pa.table({"item_id": list("abcd"), "text": list("wxyz"), **columns}), tmp_path / "items.parquet")
+    items = read_items(tmp_path / "items.parquet")
+    assert items.match({}).tolist() == [True] * 4
+    assert items.match({"world": ["verb", "adverb"]}).tolist() == [True, False, False, True]
+    assert items.match({"world": ["verb", "noun"], "year": ["2"]}).tolist() == [False, True, False, False]
+    with pytest.raises(InputError, match="no column 'tags' to filter by; their columns: world, year"):
+        items.match({"tags": ["a"]})
+
+
 def test_reads_jsonl_and_tsv_like_parquet(items_file, tmp_path):
     rows = [{"item_id": "a", "title": "A", "text": "x"}, {"item_id": "b", "text": 'say "y'}]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -119,3 +119,14 @@ def test_requests_that_cannot_be_answered_are_refused():
         broken[1] = np.inf, -np.inf
         with pytest.raises(ModelError, match="an inner product is NaN"):
             ItemIndex(broken).retrieve([Retrieve(query, 1, nothing)])
+
+
+@pytest.mark.parametrize("kept", [7, 60, 700])
+def test_most_items_excluded(kept, monkeypatch):
+    monkeypatch.setattr("axn_ray.core.index.BLOCK_SCORES", 1000)
+    rng = np.random.default_rng(kept)
+    items, query = rng.standard_normal((3000, 8)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
+    inside = np.sort(rng.choice(3000, kept, replace=False))
+    excluded = np.setdiff1d(np.arange(3000, dtype=np.int32), inside)
+    (found,) = ItemIndex(items).retrieve([Retrieve(query, 7, excluded)])
+    np.testing.assert_array_equal(found.item_index, inside[np.argsort(-(items[inside] @ query))[:7]])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from axn_ray.core.artifact import Manifest, new_artifact
@@ -27,7 +28,11 @@ PLACES = ("home", "uphill", "in the rain", "at night", "with care", "for a livin
 def make_index(folder: Path) -> Path:
     """A small corpus, embedded for real, and a `bayes` fit to known scores of six train queries."""
     texts = tuple(f"{verb} {place}" for verb in VERBS for place in PLACES)
-    items = Items(tuple(f"i{n}" for n in range(N_ITEMS)), tuple(text.split()[0] for text in texts), texts)
+    columns = {
+        "verb": pa.chunked_array([[text.split()[0] for text in texts]]),
+        "place": pa.chunked_array([list(PLACES) * len(VERBS)]),
+    }
+    items = Items(tuple(f"i{n}" for n in range(N_ITEMS)), tuple(text.split()[0] for text in texts), texts, columns=columns)
     queries = Queries(tuple(f"q{n}" for n in range(6)), tuple(f"they {verb} often" for verb in VERBS))
     model = DualEncoder(MINILM)
     corpus = EmbeddedCorpus(

@@ -108,6 +108,27 @@ def test_approximate_scores_fill_up_where_asked(client):
     assert [hit["score"] for hit in rest] == sorted((hit["score"] for hit in rest), reverse=True)
 
 
+@pytest.mark.parametrize("method", ["axn", "rnr"])
+def test_a_filter_keeps_items_out_of_every_round(client, corpus, method):
+    wanted = {"verb": ["sing", "burn"], "place": ["on stage", "at night", "slowly", "nowhere"]}
+    chosen = {"sing on stage", "sing at night", "sing slowly", "burn on stage", "burn at night", "burn slowly"}
+    inside = {item for item, text in zip(corpus.items.ids, corpus.items.texts, strict=True) if text in chosen}
+    answer = ask(client, filter=wanted, method=method, top_k=60, return_scores="all", budget={"ce_calls": 4, "rounds": 2}).json()
+    assert {hit["id"] for hit in answer["results"]} == inside
+    assert [hit["exact"] for hit in answer["results"]] == [True] * 4 + [False] * 2
+    assert answer["usage"]["ce_calls"] == 4
+
+
+def test_a_filter_that_lets_in_less_than_the_budget(client):
+    few = ask(client, filter={"verb": "walk"}, top_k=60).json()
+    assert {hit["title"] for hit in few["results"]} == {"walk"}
+    assert few["usage"]["ce_calls"] == 10
+    assert few["degraded"]["rounds_done"] == 4
+    none = ask(client, filter={"verb": "walk", "place": "nowhere"}, return_scores="all")
+    assert none.status_code == 200
+    assert (none.json()["results"], none.json()["usage"]["ce_calls"]) == ([], 0)
+
+
 def test_the_trace_holds_every_scored_item_once(client):
     answer = ask(client, trace=True, top_k=60, budget={"ce_calls": 20, "rounds": 3}).json()
     assert [len(part["scored"]) for part in answer["trace"]] == [7, 7, 6]
@@ -153,6 +174,9 @@ def test_a_broken_cross_encoder_is_424_or_the_last_ranking(client):
         ({"budget": {"ce_calls": 2, "rounds": 3}}, 422, "rounds=3 exceeds budget=2"),
         ({"budget": {"ce_call": 2}}, 422, "unknown field 'budget.ce_call'; did you mean 'ce_calls'?"),
         ({"topk": 2}, 422, "unknown field 'topk'; did you mean 'top_k'?"),
+        ({"filter": {"colour": "red"}}, 422, "the items have no column 'colour' to filter by; their columns: place, verb"),
+        ({"filter": {"verb": 7}}, 422, "filter.verb"),
+        ({"filter": "verb"}, 422, "filter: Input should be a valid dictionary"),
         ({"top_k": 0}, 422, "top_k: Input should be greater than or equal to 1"),
         ({"query": "\ud800"}, 422, "lone surrogate"),
     ],
