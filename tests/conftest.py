@@ -13,6 +13,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
     HAYSTACK_TELEMETRY_ENABLED="false",
+    LITELLM_LOCAL_MODEL_COST_MAP="True",
     PYTHONPATH=str(Path(__file__).parent.parent),  # Ray's workers open cross-encoders that stand in tests
 )
 

@@ -13,14 +13,23 @@ def known_score(query, item):
 
 
 class Known:
-    """Query words: `slow` takes 0.2 s a batch, `sleepy` 3 s, `broken` fails. An item with `poison` raises on its batch."""
+    """Query words: `slow` takes 0.2 s a batch, `sleepy` 3 s, `broken` fails; `hangs` does so from its second batch on.
+
+    An item with `poison` raises on its batch.
+    """
 
     fingerprint = "known-v1"
+
+    def __init__(self):
+        self._hangs = 0
 
     def score_texts(self, queries, items):
         words = {word for query in queries for word in query.split()}
         if "broken" in words:
             raise ModelError("the model is broken; mend it")
+        self._hangs += "hangs" in words
+        if "hangs" in words and self._hangs > 1:
+            time.sleep(60)
         time.sleep(3.0 * ("sleepy" in words) + 0.2 * ("slow" in words))
         if any("poison" in item for item in items):
             raise ValueError("this item breaks the model")

@@ -1,7 +1,9 @@
-"""Things that go wrong under load: killed replicas, a rolling update, a thousand clients that leave. No request is lost."""
+"""Things that go wrong under load: killed or stuck replicas, a rolling update, a thousand clients that leave."""
 
 import asyncio
 import threading
+import time
+from contextlib import suppress
 
 import httpx
 import psutil
@@ -13,10 +15,13 @@ from tests.serve_app.test_load import run, statistics, until_idle
 BODY = {"query": "slow somebody sang", "top_k": 60, "budget": {"ce_calls": 20, "rounds": 4}}
 
 
-def replicas(deployment):
+def replicas(deployment, name="axn"):
     """Processes of a deployment, of this test session alone."""
-    title = f"ray::ServeReplica:axn:{deployment}"
-    return [child for child in psutil.Process().children(recursive=True) if child.cmdline()[:1] == [title]]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended since
+            found += [child] * (child.cmdline()[:1] == [f"ray::ServeReplica:{name}:{deployment}"])
+    return found
 
 
 async def load(client, stop, answers):
@@ -96,19 +101,46 @@ def test_a_thousand_clients_that_leave(url):
         writer.close()
 
     def memory():
-        names = ("Ingress", "Retriever", "CrossEncoder")
-        return sum(process.memory_info().rss for name in names for process in replicas(name)) / 2**20
+        found = [process for name in ("Ingress", "Retriever", "CrossEncoder") for process in replicas(name)]
+        assert len(found) == 3
+        return sum(process.memory_info().rss for process in found) / 2**20
 
     async def ask(client):
+        async with asyncio.timeout(60):
+            while any(len(replicas(name)) != 1 for name in ("Ingress", "Retriever", "CrossEncoder")):
+                await asyncio.sleep(0.1)  # those that the update replaced end
         await client.post("/v1/search", json=BODY)
         before, start = memory(), await statistics(client)
         for _ in range(20):
             await asyncio.gather(*(leave() for _ in range(50)))
+        async with asyncio.timeout(60):  # the app hears of those who left one by one; until then they hold their places
+            while (answer := await client.post("/v1/search", json={**BODY, "query": "somebody sang"})).status_code == 429:
+                await asyncio.sleep(0.1)
         end = await until_idle(client)
-        answer = await client.post("/v1/search", json={**BODY, "query": "somebody sang"})
         return answer, memory() - before, end["pairs"] - start["pairs"]
 
     answer, grown, pairs = run(ask, url)
     assert answer.status_code == 200
     assert pairs < 1000 * 30 / 4  # nearly all of their pairs never reached the model
     assert grown < 100  # MB, of three processes
+
+
+def test_a_cross_encoder_that_hangs_meets_the_deadline_and_is_replaced(serve_url, app_args):
+    from ray import serve
+
+    args = app_args.model_copy(update={"deadline_ms": 3000, "stuck_after_s": 1.0})
+    serve.run(build_app(args), name="hang", route_prefix="/hang")
+    with httpx.Client(base_url=f"{serve_url}/hang", timeout=30) as client:
+        body = {**BODY, "query": "somebody hangs"}
+        cut = client.post("/v1/search", json=body).json()
+        assert cut["degraded"] == {"deadline": True, "scorer_error": False, "rounds_done": 1}
+        assert cut["usage"]["ce_calls"] == len(cut["results"]) == 5
+        assert client.post("/v1/rerank", json={"query": "who", "documents": ["a"]}).status_code == 504
+        (stuck,) = replicas("CrossEncoder", "hang")
+        end, statuses = time.monotonic() + 90, []
+        while not statuses or statuses[-1] != 200:
+            assert time.monotonic() < end, statuses
+            statuses.append(client.post("/v1/search", json={**BODY, "query": "somebody sang", "deadline_ms": 500}).status_code)
+        assert set(statuses) == {504, 200}
+        assert {process.pid for process in replicas("CrossEncoder", "hang")} - {stuck.pid}
+    serve.delete("hang", _blocking=False)

@@ -1,4 +1,4 @@
-"""The drop-in routes, driven by the clients that people have: cohere's SDK, TEI's shape, vLLM's and Jina's."""
+"""The drop-in routes, driven by the clients that people have: cohere's SDK, LiteLLM, TEI's shape, vLLM's and Jina's."""
 
 import math
 
@@ -117,6 +117,20 @@ def test_cohere_v2(url):
         with pytest.raises(cohere.BadRequestError) as refused:
             client.rerank(model="rerank-v3.5", query=" ", documents=DOCUMENTS)
     assert refused.value.body["message"] == "the query is empty; give some text"
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # litellm's own
+@pytest.mark.parametrize("provider", ["cohere", "jina_ai", "infinity", "hosted_vllm", "huggingface"])
+def test_litellm(url, provider):
+    import litellm
+
+    asked = {"model": f"{provider}/any", "api_base": url, "api_key": "none", "query": QUERY, "documents": DOCUMENTS}
+    answer = litellm.rerank(**asked, top_n=3)
+    assert [result["index"] for result in answer.results][:3] == ranking()[:3]
+    for result in answer.results:
+        assert result["relevance_score"] == pytest.approx(sigmoid(QUERY, DOCUMENTS[result["index"]]), abs=1e-6)
+    with pytest.raises(Exception, match="the query is empty; give some text"):
+        litellm.rerank(**{**asked, "query": " "})
 
 
 @pytest.mark.parametrize(
