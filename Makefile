@@ -78,12 +78,15 @@ bench-scoring: setup
 bench-search: setup
 	$(BENCH) tests.benchmarks.search
 
+# Beside a peer in an environment of its own, for its pins clash with ours. Sections that were measured are kept in
+# runs/bench-serve; SECTIONS="sample peer" measures some of them.
 bench-serve: setup
-	$(BENCH) tests.benchmarks.serve
+	test -x .venv-peer/bin/infinity_emb || ($(PYTHON) -m venv .venv-peer && .venv-peer/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "infinity-emb[server,torch]==0.0.78")
+	$(BENCH) tests.benchmarks.serve $(SECTIONS)
 
 # On what `make bench-recall SECTIONS=verbs` has made.
 bench-stop: setup
 	$(BENCH) tests.benchmarks.stop
 
 clean:
-	rm -rf .venv-check .venv-release runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv-check .venv-release .venv-peer runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -12,13 +12,16 @@ WARM_UP = 4
 
 
 async def drive(url, clients, seconds, bodies):
-    """(latency in seconds, status) of all requests that began within `seconds`, after a few uncounted ones, and their time."""
+    """(latency in seconds, status, when it ended) of all requests that began within `seconds`, after a few uncounted ones.
+
+    And the time that they took together.
+    """
     done, numbers = [], itertools.count()
 
     async def ask(client):
         start = time.monotonic()
         answer = await client.post(url, json=bodies[next(numbers) % len(bodies)])
-        return time.monotonic() - start, answer.status_code
+        return time.monotonic() - start, answer.status_code, time.time()
 
     async def ask_again(client, end):
         while time.monotonic() < end:
@@ -32,11 +35,11 @@ async def drive(url, clients, seconds, bodies):
 
 
 def main():
-    """Print one JSON object: seconds and statuses."""
+    """Print one JSON object: seconds, statuses and when each request ended."""
     url, clients, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     done, took = asyncio.run(drive(url, clients, seconds, json.load(sys.stdin)))
-    facts = {"seconds": [s for s, _ in done], "statuses": [status for _, status in done], "took": took}
-    json.dump(facts, sys.stdout)
+    seconds, statuses, ended = zip(*done, strict=True)
+    json.dump({"seconds": seconds, "statuses": statuses, "ended": ended, "took": took}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from ray.cluster_utils import Cluster
 from serve_app.config import AppArgs
 from tests.distributed.test_cluster import FAST_HEALTH_CHECK
 from tests.serve_app.conftest import KNOWN, free_port, make_index
+from tests.serve_app.deploying import deploy
 from tests.serve_app.test_chaos import BODY, check, under_load
 from tests.serve_app.test_load import run
 
@@ -29,20 +30,6 @@ def nodes():
     cluster.shutdown()
 
 
-def deploy(args, port):
-    """As `serve deploy` does, two replicas of what searches."""
-    from ray import serve
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
-
-    serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
-    back = {"num_replicas": 2, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 1, "resources": {"back": 1}}}
-    front = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 1, "resources": {"front": 1}}}
-    deployments = [{"name": "Ingress", **front}, {"name": "Retriever", **back}, {"name": "CrossEncoder", **back}]
-    application = {"name": "axn", "import_path": "serve_app.app:build_app", "args": args, "deployments": deployments}
-    _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]), _blocking=True)
-
-
 def running():
     """Running replicas of each deployment."""
     from ray import serve
@@ -55,7 +42,9 @@ def test_a_node_removed_under_load_costs_no_request(nodes, tmp_path):
     cluster, (doomed, _) = nodes
     index, port = make_index(tmp_path / "index"), free_port()
     args = AppArgs(index=str(index), cross_encoder=KNOWN, cache=tmp_path / "cache", batch_tokens=64, deadline_ms=120_000)
-    deploy(args.model_dump(mode="json"), port)
+    back = {"num_replicas": 2, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 1, "resources": {"back": 1}}}
+    front = {"name": "Ingress", "num_replicas": 1, "ray_actor_options": {"num_cpus": 1, "resources": {"front": 1}}}
+    deploy(args, port, [front, {"name": "Retriever", **back}, {"name": "CrossEncoder", **back}])
 
     async def ask(client):
         assert running() == {"Ingress": 1, "Retriever": 2, "CrossEncoder": 2}  # one a node, by their resources
