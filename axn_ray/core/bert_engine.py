@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 Int64Array = npt.NDArray[np.int64]
+TOKENS, ROWS = 64, 16
 
 
 def is_fast_bert(model: Any, dtype: torch.dtype, device: torch.device) -> bool:
@@ -48,27 +49,36 @@ class _Product:
 
 
 class _Tokens:
-    """The m tokens of a batch of n rows that is padded on the right: between (m, width) and (n, longest, width)."""
+    """The m tokens of a batch of n rows that is padded on the right, and a few more that nobody reads.
+
+    oneDNN compiles its products once for each number of rows: `place (m',)` and `first (n',)` fill up to a multiple.
+    """
 
     def __init__(self, mask: Int64Array) -> None:
-        self._shape, self._is_whole = mask.shape, bool(mask.all())
-        self.place = torch.from_numpy(np.flatnonzero(mask))
-        self.first = torch.from_numpy(np.cumsum(mask.sum(1)) - mask.sum(1))  # of each row, among the m
-        self.seen = None if self._is_whole else torch.from_numpy(mask)[:, None, None, :].bool()
+        self._shape, self.n, lengths = mask.shape, len(mask), mask.sum(1)
+        self._m = int(lengths.sum())
+        self.place = _fill_up(np.flatnonzero(mask), TOKENS)
+        self.first = _fill_up(np.cumsum(lengths) - lengths, ROWS)  # each row's first token, among the m
+        self.seen = None if self._m == mask.size else torch.from_numpy(mask)[:, None, None, :].bool()
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """(m', width) -> (n, longest, width)."""
         n, longest = self._shape
-        if not self._is_whole:
-            x = x.new_zeros(n * longest, x.shape[-1]).index_copy_(0, self.place, x)
-        return x.view(n, longest, -1)
+        if self.seen is not None:
+            x = x.new_zeros(n * longest, x.shape[-1]).index_copy_(0, self.place[: self._m], x[: self._m])
+        return x[: n * longest].view(n, longest, -1)
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.reshape(-1, x.shape[-1])
-        return x if self._is_whole else x[self.place]
+        """(n, longest, dim) -> (m', dim)."""
+        return x.flatten(0, 1)[self.place]
+
+
+def _fill_up(rows: Int64Array, multiple: int) -> torch.Tensor:
+    return torch.from_numpy(np.pad(rows, (0, -len(rows) % multiple)))
 
 
 class _Layer:
-    """One encoder layer over tokens (m, dim); `first` gives it for each row's first token alone, (n, dim)."""
+    """One encoder layer over tokens (m', dim); `first` gives it for each row's first token alone, (n', dim)."""
 
     def __init__(self, layer: Any, heads: int) -> None:
         inner, self._heads = layer.attention.self, heads
@@ -85,8 +95,9 @@ class _Layer:
     def first(self, x: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
         key, value = self._split(tokens.pad(self._key_value(x)), 2)
         x = x[tokens.first]
-        (query,) = self._split(self._query(x)[:, None], 1)
-        return self._finish(x, self._attend(query, key, value, tokens).flatten(0, 1))
+        (query,) = self._split(self._query(x)[: tokens.n, None], 1)
+        attended = self._attend(query, key, value, tokens).flatten(0, 1)
+        return self._finish(x, functional.pad(attended, (0, 0, 0, len(x) - tokens.n)))
 
     def _split(self, x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         """(n, longest, parts * dim) -> `parts` tensors (n, heads, longest, dim / heads)."""
@@ -121,5 +132,5 @@ class BertCpuEngine:
         x = self._embeddings(input_ids=flat, token_type_ids=flat_types, position_ids=position)[0].to(torch.bfloat16)
         for layer in self._layers[:-1]:
             x = layer.all(x, tokens)
-        first = self._layers[-1].first(x, tokens)
+        first = self._layers[-1].first(x, tokens)[: tokens.n]
         return self._head(self._pooler(first.float()[:, None]))[:, column].numpy()

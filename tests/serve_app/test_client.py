@@ -74,6 +74,7 @@ def test_rerank_gives_logits_and_leaves_out_what_cannot_be_scored(axn):
 def test_many_queries_have_each_their_reply_or_error(axn):
     first, second = axn.search_many([QUERY, "a broken query"], top_k=3, budget=10, rounds=2)
     assert first.results == axn.search(QUERY, top_k=3, budget=10, rounds=2).results
+    assert {hit.title for hit in axn.search(QUERY, top_k=9, budget=10, rounds=2, filter={"verb": "walk"}).results} == {"walk"}
     assert isinstance(second, clients.ScorerFailedError)
     assert "the model is broken" in str(second)
 
