@@ -63,20 +63,21 @@ Part = tuple[_Job, Rows]
 class PairQueue:
     """Scores pairs in the order in which their requests came, one batch of each request in turn.
 
-    `scorer` runs in one thread of its own. A request with more pairs than fit into a batch lets others pass between its
-    batches. `max_pairs` bounds what waits; a request that finds the queue empty always gets in.
+    `scorer` runs in `thread`, which has one worker; without, in a thread of its own. A request with more pairs than fit into
+    a batch lets others pass between its batches. `max_pairs` bounds what waits; a request that finds the queue empty always
+    gets in.
     """
 
-    def __init__(self, scorer: PairScorer, batch_tokens: int, max_pairs: int) -> None:
+    def __init__(self, scorer: PairScorer, batch_tokens: int, max_pairs: int, thread: ThreadPoolExecutor | None = None) -> None:
         self._scorer, self._batch_tokens, self._max_pairs = scorer, batch_tokens, max_pairs
         self._jobs: deque[_Job] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cross-encoder")
+        self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="cross-encoder")
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
         self.n_queued = self.n_at_work = 0
         self.n_batches = 0
         self.n_batched_pairs = self.n_batched_tokens = 0
-        self.batch_fill = 0.0
+        self.batch_fill = self.seconds_at_work = 0.0
         self.pairs_per_second = 0.0
 
     @property
@@ -203,6 +204,7 @@ class PairQueue:
         n = sum(len(rows) for _, rows in parts)
         tokens = sum(int(job.pairs.tokens[rows].sum()) for job, rows in parts)
         rate = n / max(seconds, 1e-6)
+        self.seconds_at_work += seconds
         self.pairs_per_second = RATE_MEMORY * self.pairs_per_second + (1 - RATE_MEMORY) * rate if self.pairs_per_second else rate
         self.batch_fill = min(1.0, tokens / self._batch_tokens)
         self.n_batches += 1

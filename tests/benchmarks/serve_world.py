@@ -57,6 +57,7 @@ class Served:
         after = self._cross_encoder.statistics.remote().result()
         batches = after["batches"] - before["batches"]
         row["pairs_per_batch"] = round((after["pairs"] - before["pairs"]) / batches, 1)
+        row["share_at_work"] = round((after["seconds_at_work"] - before["seconds_at_work"]) / row.pop("took"), 3)
         row["batch_fill"] = round((after["tokens"] - before["tokens"]) / batches / self._args.batch_tokens, 3)
         sys.stdout.write(f"{row}\n")
         return row
@@ -96,6 +97,7 @@ def measure(url, route, clients, bodies, pairs):
         "per_second": round(per_second, 2),
         "pairs_per_second": round(per_second * pairs, 1),
         "cores_of_others": round(cores, 2),
+        "took": round(facts["took"], 2),
     }
 
 
