@@ -32,7 +32,7 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own, set while it starts, aborts the process
     logging.getLogger("ray.serve").setLevel("WARNING")  # here; the replicas' own logs keep every request
     try:
-        serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"}, logging_config={"encoding": "JSON"})
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config={"encoding": "JSON"})
         serve.run(build_app(config), name="axn")
         logger.info("listening at http://%s:%d", host, port)
         while True:

@@ -9,5 +9,5 @@ def deploy(args, port, deployments=()):
 
     application = {"name": "axn", "import_path": "serve_app.app:build_app", "args": args.model_dump(mode="json")}
     config = ServeDeploySchema(applications=[{**application, "deployments": list(deployments)}])
-    serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     _get_global_client().deploy_apps(config, _blocking=True)
