@@ -53,6 +53,12 @@ $(READY): pyproject.toml constraints.txt
 # Benchmarks run with numpy's own choice of kernels.
 BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m
 
+# A peer that is measured beside us, in an environment of its own, for its pins clash with ours.
+PEER := .venv-peer/bin/infinity_emb
+$(PEER):
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "infinity-emb[server,torch]==0.0.78"
+
 bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop
 
 # SECTIONS="verbs record" runs some of it, KNOWN="DIR DIR" names scores to look pairs up in; see the module.
@@ -71,17 +77,15 @@ bench-indexing: setup
 	$(BENCH) tests.benchmarks.indexing
 
 # Sections that were measured are kept in runs/bench-scoring; SECTIONS="rates memory" measures some of them.
-bench-scoring: setup
+bench-scoring: setup $(PEER)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BENCH) tests.benchmarks.scoring $(SECTIONS)
 
 bench-search: setup
 	$(BENCH) tests.benchmarks.search
 
-# Beside a peer in an environment of its own, for its pins clash with ours. Sections that were measured are kept in
-# runs/bench-serve; SECTIONS="sample peer" measures some of them.
-bench-serve: setup
-	test -x .venv-peer/bin/infinity_emb || ($(PYTHON) -m venv .venv-peer && .venv-peer/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "infinity-emb[server,torch]==0.0.78")
+# Sections that were measured are kept in runs/bench-serve; SECTIONS="sample peer" measures some of them.
+bench-serve: setup $(PEER)
 	$(BENCH) tests.benchmarks.serve $(SECTIONS)
 
 # On what `make bench-recall SECTIONS=verbs` has made.

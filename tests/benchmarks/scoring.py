@@ -75,6 +75,14 @@ def measure_peers(folder, pairs):
     return rows
 
 
+def measure_infinity(folder, texts):
+    """infinity-emb in its own environment, `.venv-peer`."""
+    pairs = OUT / "pairs.json"
+    pairs.write_text(json.dumps(texts))
+    command = [".venv-peer/bin/python", "tests/benchmarks/infinity_peer.py", str(folder), str(pairs)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
 def measure_limit():
     """The highest bfloat16 matrix-product rate that this CPU reaches, TFLOP/s, over shapes of models."""
     best = 0.0
@@ -228,7 +236,7 @@ class World:
         peak = measure_limit()
         ours = rate(lambda: self.scorer.score_texts(*zip(*texts, strict=True)), N_PAIRS)
         from_ids = rate(lambda: self.scorer.score(*self.tables, *self.pairs), N_PAIRS)
-        peers = measure_peers(OUT / "model", texts)
+        peers, infinity = measure_peers(OUT / "model", texts), measure_infinity(OUT / "model", texts)
         peak = max(peak, measure_limit())
         lengths = self.tables[0].lengths[self.pairs[0]] + self.tables[1].lengths[self.pairs[1]] + self.scorer.n_special
         tokens = int(np.minimum(lengths, self.scorer.max_length).sum())
@@ -241,6 +249,7 @@ class World:
             "ours_from_texts": ours,
             "ours_from_token_ids": from_ids,
             "sentence_transformers": peers,
+            "infinity_emb": infinity,
             "limit": limit,
         }
 
@@ -278,6 +287,12 @@ def main():
         record_all({key: value for path in kept.values() for key, value in json.loads(path.read_text()).items()})
 
 
+def over(ours, rival):
+    """How many times a rival's best rate, None where it ran with no setting."""
+    rates = [row["pairs_per_second"] for row in rival.values() if "pairs_per_second" in row]
+    return round(ours / max(rates), 2) if rates else None
+
+
 def record_all(figures):
     """The closing line and the file."""
     ours, peers = figures["ours_from_texts"]["pairs_per_second"], figures["sentence_transformers"]
@@ -289,6 +304,7 @@ def record_all(figures):
         over_readme=round(ours / peers["readme"]["pairs_per_second"], 2),
         over_best_settings=round(ours / max(row["pairs_per_second"] for row in peers.values()), 2),
         share_of_bf16_peak=figures["limit"]["share_of_peak"],
+        over_infinity=over(ours, figures["infinity_emb"]),
         spearman_top100=next(row["spearman_top100"] for row in figures["engines"] if row["engine"] == "ours, bfloat16"),
         job_efficiency=figures["job"]["efficiency"],
     )
