@@ -210,5 +210,5 @@ def whiten(model: BayesModel) -> tuple[Float64Array, Float64Array]:
 
 
 def with_constant(embeddings: FloatArray, constant: float) -> FloatArray:
-    """Append one constant column: (n, dim) -> (n, dim + 1)."""
-    return np.column_stack([embeddings, np.full(len(embeddings), constant)]).astype(np.float32)
+    """Append one constant column: (n, dim) -> (n, dim + 1) float32."""
+    return np.column_stack([embeddings, np.full(len(embeddings), constant, dtype=np.float32)]).astype(np.float32, copy=False)

@@ -61,9 +61,9 @@ class _EmbedActor:
         return {"row": np.arange(rows.start, rows.stop), "embedding": embeddings}
 
 
-def _check_dual_encoder(name: str, dtype: Dtype) -> None:
+def _read_dim(name: str, dtype: Dtype) -> int:
     """Load it once where the actors will: an actor that fails to start would be started again and again."""
-    DualEncoder(name, dtype)
+    return DualEncoder(name, dtype).embed_queries(["a"]).shape[1]
 
 
 def embed_texts(
@@ -71,7 +71,7 @@ def embed_texts(
 ) -> FloatArray:
     """Texts (n) -> (n, dim) float32, in order; `side` is `items` or `queries`; `workers` processes share the work."""
     gpus = gpus_per_worker()
-    ray.get(ray.remote(num_gpus=gpus)(_check_dual_encoder).remote(name, dtype))
+    dim = ray.get(ray.remote(num_gpus=gpus)(_read_dim).remote(name, dtype))
     ranges = split_evenly(len(texts), shard_rows)
     shards = ray.data.from_items([{"start": r.start, "stop": r.stop} for r in ranges], override_num_blocks=len(ranges))
     embedded = shards.map_batches(
@@ -87,11 +87,11 @@ def embed_texts(
             "threads": threads,
         },
     )
-    parts: dict[int, FloatArray] = {}
+    embeddings = np.empty((len(texts), dim), dtype=np.float32)
     batches = embedded.iter_batches(batch_size=None, batch_format="numpy")
     for batch in track(batches, total=len(texts), description=f"embed {side}", size=lambda b: len(b["row"])):
-        parts[int(batch["row"][0])] = batch["embedding"]
-    return np.concatenate([parts[start] for start in sorted(parts)]).astype(np.float32)
+        embeddings[batch["row"]] = batch["embedding"]
+    return embeddings
 
 
 def embed(config: EmbedConfig, out: Path) -> EmbeddedCorpus:

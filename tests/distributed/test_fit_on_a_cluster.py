@@ -3,16 +3,21 @@
 import threading
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
 
+from axn_ray.core.closed_form import ItemFeatures, TrainData, fit_model
 from axn_ray.core.factorization import fit
 from axn_ray.core.fitting import FactorizationConfig
+from axn_ray.core.score_matrix import ScoreScale
+from axn_ray.distributed.bayes_fit import spread_on_ray
 from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.factorize import factorize_scores
 from tests.distributed.fit_world import make_world, save_world
+from tests.distributed.test_bayes_fit import assert_same
 from tests.distributed.test_cluster import FAST_HEALTH_CHECK, NODE
 from tests.distributed.test_factorize import seconds_of_epochs, training_workers, wait_until
 
@@ -60,3 +65,31 @@ def test_a_lost_node_costs_no_epoch(cluster, tmp_path, method):
     np.testing.assert_allclose(fitted.item_embeddings, expected.item_embeddings, atol=1e-5)
     assert fitted.record.epochs == expected.record.epochs
     assert fitted.record.held_out_rmse == pytest.approx(expected.record.held_out_rmse, rel=1e-4)
+
+
+def computes_a_share(node):
+    """Whether a process of the node is at a share of the E-step now."""
+    workers = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+    return any(psutil.pid_exists(worker.pid) and worker.cmdline()[:1] == ["ray::_sum_share"] for worker in workers)
+
+
+def test_shares_of_a_lost_node_are_computed_elsewhere(cluster):
+    nodes, doomed = cluster
+    torch.set_num_threads(1)
+    matrix, items, queries = make_world(n_queries=2000, n_items=4000, dim=96, per_query=100)
+    data = TrainData(ItemFeatures(items), queries, matrix, ScoreScale(-4.0, 0.3))
+    lost_at_work = []
+
+    def lose_a_node():
+        wait_until(lambda: computes_a_share(doomed))
+        nodes.remove_node(doomed, allow_graceful=False)
+        lost_at_work.append(not fitted)
+
+    fitted = []
+    remover = threading.Thread(target=lose_a_node, daemon=True)
+    remover.start()
+    fitted.append(fit_model(data, 4, spread_on_ray(2, NODE["num_cpus"])))
+    remover.join(timeout=60)
+    assert lost_at_work == [True]
+    assert sum(node["Alive"] for node in ray.nodes()) == 1
+    assert_same(fitted[0], fit_model(data, 4))

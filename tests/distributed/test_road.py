@@ -8,16 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 import ray
+from ray import serve
 from ray.cluster_utils import Cluster
 
 from axn_ray.core.cross_encoder import CrossEncoder
 from axn_ray.core.factorization import fit_closed_form
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.score_store import load_scores
+from axn_ray.core.searcher import SearchConfig, Searcher
 from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.embed import EmbedConfig, embed
 from axn_ray.distributed.embed_views import open_views
@@ -25,6 +28,8 @@ from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
 from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.score import ScoreConfig, score
+from serve_app.app import build_app
+from serve_app.config import AppArgs
 
 pytestmark = pytest.mark.cluster
 
@@ -43,11 +48,12 @@ def three_nodes():
     gpu_node = cluster.add_node(**NODE, num_cpus=2, num_gpus=2)
     cluster.wait_for_nodes()
     yield gpu_node.node_id
+    serve.shutdown()
     ray.shutdown()
     cluster.shutdown()
 
 
-def test_embed_score_factorize_evaluate_on_three_nodes(three_nodes, tmp_path):
+def test_embed_score_factorize_evaluate_serve_on_three_nodes(three_nodes, tmp_path):
     corpus = embed(WORLD, tmp_path / "embeddings")
     sealed = score(corpus, ScoreConfig(per_query=20, shard_pairs=100), tmp_path / "scores")
     assert sealed.counts["pairs"] == 400
@@ -76,6 +82,25 @@ def test_embed_score_factorize_evaluate_on_three_nodes(three_nodes, tmp_path):
     summary = examine(plan, tmp_path / "embeddings", tmp_path / "truth", {"bayes": tmp_path / "bayes"}, tmp_path / "evaluation")
     assert {row["ce_calls"] for row in summary} == {20}
     assert all(0 <= row["recall"] <= 1 for row in summary)
+
+    query = corpus.queries.texts[int(corpus.rows_of("test")[0])]
+    exact = {"dtype": "float32"}  # bfloat16 rounds otherwise on another number of threads
+    searcher = Searcher(corpus, tmp_path / "bayes", SearchConfig(budget=20, rounds=4, top_k=20, **exact))
+    expected = searcher.hits(searcher.search(query))
+    answer = ask_served(AppArgs(index=str(tmp_path), cache=tmp_path / "cache", **exact), query, budget=20, rounds=4)
+    assert answer["usage"]["ce_calls"] == 20
+    assert answer["degraded"] == {"deadline": False, "scorer_error": False, "rounds_done": 4}
+    assert [(hit["id"], hit["round"]) for hit in answer["results"]] == [(hit.item_id, hit.round) for hit in expected]
+    np.testing.assert_allclose([hit["score"] for hit in answer["results"]], [hit.score for hit in expected], atol=1e-4)
+
+
+def ask_served(args, query, budget, rounds):
+    """The reply of the app on the cluster of the test to one search over HTTP."""
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
+    serve.run(build_app(args), name="axn")
+    body = {"query": query, "top_k": budget, "budget": {"ce_calls": budget, "rounds": rounds}}
+    return httpx.post(f"http://127.0.0.1:{port}/v1/search", json=body, timeout=60).raise_for_status().json()
 
 
 def free_port():

@@ -1,0 +1,109 @@
+"""`make bench-scale`: the whole road at 10^5 and 10^6 items (10^6 and 10^7 pairs), to measure all around the cross-encoder.
+
+Each stage runs in a process of its own (`scale_road`), which also says what is a stand-in. A stage that was measured is
+kept in runs/bench-scale and not run again. `SECONDS=400` ends the run after that long: the score stage then goes on where it
+was cut off, as a killed run does, and its seconds add up; another stage starts anew.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+
+from tests.benchmarks.common import record
+from tests.benchmarks.process_tree import run_watched
+from tests.benchmarks.scale_road import BUDGET, OUT, PER_QUERY, ROUNDS, SHARD_PAIRS, SIZES, TEST_QUERIES
+
+ARTIFACTS = {"corpus": ["items.parquet", "queries.parquet"], "score": ["scores"], "factorize": ["bayes"], "embed": ["embeddings"]}
+ARTIFACTS |= {"truth": ["truth"], "evaluate": ["evaluation"]}
+SMALL, LARGE = "1e5", "1e6"
+
+
+def measure(size, stage, seconds):
+    """Run a stage for at most so many seconds; whether it is done. Its figures stand in SIZE/STAGE.json then."""
+    folder = OUT / size
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, cut, figures = (folder / f"{stage}{ending}" for ending in (".json", ".cut.json", ".figures"))
+    earlier = json.loads(cut.read_text()) if cut.exists() else {"seconds": 0, "runs": 0, "memory": {}}
+    if stage != "score":
+        earlier["seconds"] = 0
+        for name in ARTIFACTS.get(stage, []):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    command = [sys.executable, "-m", "tests.benchmarks.scale_road", size, stage, str(figures)]
+    code, taken, peaks = run_watched(command, seconds)
+    if code:
+        raise SystemExit(f"{size} {stage} failed")
+    memory = {kind: join_peaks(earlier["memory"].get(kind, {}), peaks.get(kind, {})) for kind in {*earlier["memory"], *peaks}}
+    found = {"seconds": round(earlier["seconds"] + taken, 1), "runs": earlier["runs"] + 1, "memory": memory}
+    if code is None:
+        cut.write_text(json.dumps(found))
+        return False
+    found |= {"bytes_written": sum(count_bytes(folder / name) for name in ARTIFACTS.get(stage, []))}
+    kept.write_text(json.dumps(found | json.loads(figures.read_text())))
+    sys.stdout.write(f"{size} {stage} {kept.read_text()}\n")
+    return True
+
+
+def join_peaks(one, other):
+    """The higher of each peak."""
+    return {key: max(one.get(key, 0), other.get(key, 0)) for key in {*one, *other}}
+
+
+def count_bytes(path):
+    """Of a file, or of all files below a folder."""
+    return sum(part.stat().st_size for part in [path, *path.rglob("*")] if part.is_file())
+
+
+def main():
+    """Measure what is missing, then record."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=math.inf)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    arguments = parser.parse_args()
+    ends = time.monotonic() + arguments.seconds
+    wanted = [(size, stage) for size in arguments.sizes for stage in SIZES[size].stages]
+    for size, stage in [*wanted, ("rates", "rates")]:
+        if not (OUT / size / f"{stage}.json").exists() and not measure(size, stage, max(1.0, ends - time.monotonic())):
+            sys.stdout.write(f"cut off in {size} {stage}; run again to go on\n")
+            return
+    every = [(size, stage) for size, described in SIZES.items() for stage in described.stages]
+    if all((OUT / size / f"{stage}.json").exists() for size, stage in every):
+        record_all({size: {stage: read(size, stage) for stage in described.stages} for size, described in SIZES.items()})
+
+
+def read(size, stage):
+    """What was measured."""
+    return json.loads((OUT / size / f"{stage}.json").read_text())
+
+
+def record_all(measured):
+    """The file and the closing line; `growth` is by how many powers of ten a figure grows where items and pairs grow by one."""
+    small, large = measured[SMALL], measured[LARGE]
+    growth = {stage: round(math.log10(large[stage]["seconds"] / small[stage]["seconds"]), 2) for stage in large}
+    sizes = {
+        name: {"items": size.items, "pairs": size.queries * PER_QUERY, "queries": size.queries} for name, size in SIZES.items()
+    }
+    settings = {
+        "per_query": PER_QUERY,
+        "shard_pairs": SHARD_PAIRS,
+        "test_queries": TEST_QUERIES,
+        "budget": BUDGET,
+        "rounds": ROUNDS,
+    }
+    workers = [large["score"]["memory"]["ScoreActor"]["own"], measured["1e5-1e7"]["score"]["memory"]["ScoreActor"]["own"]]
+    record(
+        "scale",
+        {"settings": settings, "sizes": sizes, "growth_in_seconds": growth, "measured": measured, **read("rates", "rates")},
+        **{f"{stage}_s": round(large[stage]["seconds"]) for stage in large if stage != "corpus"},
+        score_growth=growth["score"],
+        factorize_growth=growth["factorize"],
+        worker_mb=round(workers[0] / 1e6),
+        worker_mb_at_1e5_items=round(workers[1] / 1e6),
+        driver_mb=round(max(large[stage]["memory"]["driver"]["own"] for stage in large if stage != "corpus") / 1e6),
+    )
+
+
+if __name__ == "__main__":
+    main()
