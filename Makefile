@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 
-.PHONY: demo test setup lint check release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop clean
+.PHONY: demo test setup lint check docs release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop clean
 
 demo: setup
 	$(BIN)/axn demo --out runs/demo
@@ -30,6 +30,10 @@ check: lint
 	@echo "== bill of materials: dist/sbom.json"
 	mkdir -p dist
 	.venv-check/bin/cyclonedx-py environment $(VENV) --pyproject pyproject.toml -o dist/sbom.json
+
+# The documentation site, in site/; a broken link or reference fails. Look at it: $(BIN)/python -m http.server -d site
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Wheel and sdist, and a small demo in an empty environment that has the wheel alone.
 release: setup
@@ -93,4 +97,4 @@ bench-stop: setup
 	$(BENCH) tests.benchmarks.stop
 
 clean:
-	rm -rf .venv-check .venv-release .venv-peer runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv-check .venv-release .venv-peer runs site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -83,7 +83,7 @@ METHODS: Mapping[str, Method] = {
     "axn_pinv_de": Method(name="AXN pinv, DE", first_round=DE, embeddings=DE, estimator="pinv", rounds=10),
     "gar_de": Method(name="GAR, DE", first_round=DE, embeddings=DE, graph="gar", rounds=10),
     "ladr_de": Method(name="LADR, DE", first_round=DE, embeddings=DE, graph="ladr", rounds=10),
-    # Chosen on the first 50 of the sample world's 100 test queries; both depend on the ranges of CE and DE.
+    # What the sample's 50 dev queries choose (`make bench-recall`); both depend on the ranges of CE and DE.
     "tour_de": Method(
         name="TouR, DE", first_round=DE, embeddings=DE, estimator="tour", rounds=10, learning_rate=16.0, temperature=16.0
     ),
