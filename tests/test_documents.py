@@ -96,7 +96,8 @@ def workplace(tmp_path, tiny_cross_encoder):
 def test_the_commands_of_the_documents_run_one_after_the_other(ray_session, workplace):
     """In one folder, in the documents' order, each once. The hub's model is a tiny one, 2000 queries are 12."""
     folder, places = workplace
-    runs = dict.fromkeys(shlex.join(words) for _, words in axn_commands() if words[0] not in PARSED_ONLY)
+    walked = (words for _, words in axn_commands() if words[0] not in PARSED_ONLY)
+    runs = dict.fromkeys(command for words in walked if "runs/demo" not in (command := shlex.join(words)))  # `make demo` made it
     done = set()
     for command in runs:
         text = command

@@ -8,7 +8,7 @@ import pytest
 
 from tests.documents import examples, shell_commands
 
-IN_PLACE = {"budget=100": "budget=20", '"ce_calls": 100': '"ce_calls": 20'}
+IN_PLACE = {"budget=100": "budget=20", '"budget": 100': '"budget": 20', '"ce_calls": 100': '"ce_calls": 20'}
 
 
 def in_place(text, url):
