@@ -1,6 +1,7 @@
 """The documents' examples: each `axn` command is one that the command line takes, and the road that they show is walked."""
 
 import itertools
+import json
 import re
 import shlex
 
@@ -89,6 +90,9 @@ def workplace(tmp_path, tiny_cross_encoder):
     train = queries.filter(pc.equal(queries["split"], "train"))["query_id"].to_pylist()
     pairs = itertools.product(train[:3], enumerate(ids[:20], 1))
     (tmp_path / "my.run").write_text("".join(f"{q} Q0 {i} {rank} {-rank} mine\n" for q, (rank, i) in pairs))
+    products = [{"sku": name, "name": f"a {name}", "about": "made of brass"} for name in ("lamp", "bell")]
+    (tmp_path / "products.jsonl").write_text("".join(json.dumps(product) + "\n" for product in products))
+    (tmp_path / "searches.tsv").write_text("id\twords\n1\tlamp for a desk\n2\tbell for a door\n")
     places = {name: value.format(cross_encoder=tiny_cross_encoder) for name, value in IN_PLACE.items()}
     return tmp_path, places
 
