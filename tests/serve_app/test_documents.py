@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from tests.documents import examples, shell_commands
+from tests.documents import ROOT, examples, shell_commands
 
 IN_PLACE = {"budget=100": "budget=20", '"budget": 100': '"budget": 20', '"ce_calls": 100': '"ce_calls": 20'}
 
@@ -50,3 +50,8 @@ def test_curl_examples(url):
                     assert answer.json()
                 asked += 1
     assert asked
+
+
+def test_the_site_shows_the_schema_of_the_app(url):
+    """To bring it up to date: `curl -s localhost:8000/openapi.json | python -m json.tool --indent 1 > docs/openapi.json`."""
+    assert json.loads((ROOT / "docs/openapi.json").read_text()) == httpx.get(f"{url}/openapi.json").json()
