@@ -20,7 +20,8 @@ def replicas(deployment, name="axn"):
     found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has ended since
-            found += [child] * (child.cmdline()[:1] == [f"ray::ServeReplica:{name}:{deployment}"])
+            title = next(iter(child.cmdline()), "")  # while a method runs, its name follows after a dot
+            found += [child] * (title.split(".")[0] == f"ray::ServeReplica:{name}:{deployment}")
     return found
 
 
