@@ -62,7 +62,7 @@ class _EmbedActor:
 
 
 def _read_dim(name: str, dtype: Dtype) -> int:
-    """Load it once where the actors will: an actor that fails to start would be started again and again."""
+    """The model's dimension; it is loaded once where the actors will be: one that fails to start is started again and again."""
     return DualEncoder(name, dtype).embed_queries(["a"]).shape[1]
 
 

@@ -128,3 +128,15 @@ def test_held_out_error_is_that_of_the_posterior_by_plain_inverses(world):
         squared += np.sum((embedded.item_embeddings[others].astype(np.float64) @ u - expected) ** 2)
     assert error == pytest.approx(np.sqrt(squared / held_out.n_observed), rel=1e-6)
     assert isinstance(embedded, Embedded)
+
+
+def test_held_out_error_of_many_queries_is_that_of_a_few_evenly_spaced(world, monkeypatch):
+    _, queries, view, matrix = world
+    embedded, every = fitted(world, [view])
+    observed, held_out = split(matrix)
+    monkeypatch.setattr("axn_ray.core.closed_form.JUDGED", 3)
+    few = held_out_rmse(embedded, queries, RAW, observed, held_out)
+    chosen = np.isin(held_out.query_index, [0, (N_QUERIES - 1) // 2, N_QUERIES - 1])
+    monkeypatch.undo()
+    assert few == pytest.approx(held_out_rmse(embedded, queries, RAW, observed, held_out.keep(chosen)))
+    assert few != pytest.approx(every)
