@@ -80,7 +80,7 @@ def test_mteb_reranks_what_a_task_names(model):
 
 
 def test_an_index_of_another_corpus_is_refused(model):
-    model.index([{"id": name, "text": text} for name, text in TEXTS.items() if name != "i3"])
+    model.index([{"id": "x", "text": "y"}])
     with pytest.raises(InputError, match="the task's corpus does not"):
         model.search([{"id": "q0", "text": "they run"}], top_k=N_ITEMS)
     with pytest.raises(InputError, match="is a list, not a text"):
