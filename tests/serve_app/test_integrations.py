@@ -1,6 +1,7 @@
 """The adapters inside the real frameworks, over the running app."""
 
 import ir_measures
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
@@ -11,8 +12,12 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 from llama_index.core import QueryBundle
 from llama_index.core.schema import NodeWithScore, TextNode
+from pyterrier_adaptive import GAR
 
 from axn_ray.client import AxnClient
+from axn_ray.core.adaptive import run_search
+from axn_ray.core.embedded_corpus import load_embedded_corpus
+from axn_ray.core.graph_search import gar, neighbour_graph
 from axn_ray.integrations import haystack, langchain, llama_index, pyterrier
 from tests.serve_app.scorers import known_score
 
@@ -125,3 +130,35 @@ def test_pyterrier_without_queries_and_with_what_cannot_be_scored(backend):
     ]
     documents = pd.DataFrame([{"qid": "1", "query": "they run", "docno": str(n), "text": text} for n, text in enumerate(TEXTS)])
     assert rerank(documents)["docno"].tolist() == [str(n) for n in RANKED]
+
+
+def test_pyterrier_experiment_beside_the_authors_gar(backend, index_folder):
+    """The same cross-encoder, through the app, under the same budget: theirs, their batches walked by our own, and the search."""
+    corpus, measure = load_embedded_corpus(index_folder / "embeddings"), ir_measures.R @ 10
+    texts, ids = corpus.items.full_texts, np.array(corpus.items.ids)
+    queries = pd.DataFrame([{"qid": str(n), "query": text} for n, text in enumerate(corpus.queries.texts)])
+    exact = np.array([[known_score(asked, text) for text in texts] for asked in queries["query"]])
+    best = np.argsort(-exact, axis=1)[:, :10]
+    qrels = pd.DataFrame([{"qid": str(n), "docno": ids[i], "label": 1} for n, row in enumerate(best) for i in row])
+    near = corpus.query_embeddings @ corpus.item_embeddings.T
+    rankings, graph = np.argsort(-near, axis=1, kind="stable").astype(np.int32), neighbour_graph(corpus.item_embeddings, 4)
+
+    class Neighbours:
+        def neighbours(self, docno):
+            return ids[graph[corpus.items.index_of[docno]]].tolist()
+
+    firsts = [{"qid": str(n), "docno": ids[i], "score": near[n, i]} for n, row in enumerate(rankings) for i in row[:20]]
+    first_stage = pt.apply.generic(lambda asked: asked.merge(pd.DataFrame(firsts)))
+    add_text = pt.apply.text(lambda one: texts[corpus.items.index_of[one["docno"]]])
+    walk = GAR(add_text >> pyterrier.AxnReranker(backend), Neighbours(), num_results=20, batch_size=5)
+    search = pyterrier.AxnRetriever(backend, num_results=20, options=OPTIONS)
+    systems = {"gar": first_stage >> walk, "axn": search}
+    ignored = {"validate": "ignore"}  # GAR does not say which columns it gives
+    table = pt.Experiment([*systems.values()], queries, qrels, [measure], names=[*systems], perquery=True, **ignored)
+    for query, asked in enumerate(queries["query"]):
+        walked = gar(rankings[query, :20], graph, budget=20, rounds=4)
+        ours = run_search(walked, lambda items, q=query: exact[q, items].astype(np.float32))
+        hits = {hit.id for hit in backend.search(asked, top_k=20, **OPTIONS).results}
+        shares = {"gar": np.isin(best[query], ours.item_index).mean(), "axn": np.isin(ids[best[query]], [*hits]).mean()}
+        found = table[table["qid"] == str(query)].set_index("name")["value"].to_dict()
+        assert found == pytest.approx(shares)
