@@ -125,22 +125,23 @@ class IngressDeployment:
         Raises:
             HttpProblem: 503, several retrievers died one after the other.
         """
-        given = 0
-        for attempt in range(1, ATTEMPTS + 1):
-            messages = self._retriever.options(stream=True).search_rounds.remote(job)
-            try:
-                async for message in messages:
-                    if isinstance(message, Round) and message.body["round"] <= given:
-                        continue
-                    given += isinstance(message, Round)
-                    yield message
-                return
-            except GONE as error:
-                if attempt == ATTEMPTS:
-                    raise _no_retriever(error) from error
-            except (asyncio.CancelledError, GeneratorExit):
-                messages.cancel()
-                raise
+        with span("search", job.carrier, method=job.method, ce_calls=job.ce_calls) as carrier:
+            traced, given = replace(job, carrier=carrier), 0
+            for attempt in range(1, ATTEMPTS + 1):
+                messages = self._retriever.options(stream=True).search_rounds.remote(traced)
+                try:
+                    async for message in messages:
+                        if isinstance(message, Round) and message.body["round"] <= given:
+                            continue
+                        given += isinstance(message, Round)
+                        yield message
+                    return
+                except GONE as error:
+                    if attempt == ATTEMPTS:
+                        raise _no_retriever(error) from error
+                except (asyncio.CancelledError, GeneratorExit):
+                    messages.cancel()
+                    raise
 
     async def score(self, route: str, queries: list[str], documents: list[str], max_tokens: int | None = None) -> Scored:
         """Score pairs of texts for one of the other APIs' routes.

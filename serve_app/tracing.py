@@ -36,7 +36,15 @@ def set_up_tracing(deployment: str) -> None:
 def span(name: str, carrier: Mapping[str, str], **attributes: str | int) -> Iterator[dict[str, str]]:
     """A span below the one that `carrier` (W3C `traceparent`) names; yields the carrier for what lies below it."""
     facts = {f"axn.{key}": value for key, value in attributes.items()}
-    with TRACER.start_as_current_span(name, propagate.extract(carrier), attributes=facts):
-        below: dict[str, str] = {}
-        propagate.inject(below)
+    below: dict[str, str] = {}
+    # Not the current span: what yields from inside, as a stream does, may go on in another context.
+    opened = TRACER.start_span(name, propagate.extract(carrier), attributes=facts)
+    propagate.inject(below, trace.set_span_in_context(opened))
+    try:
         yield below
+    except Exception as error:
+        opened.record_exception(error)
+        opened.set_status(trace.StatusCode.ERROR, str(error))
+        raise
+    finally:
+        opened.end()

@@ -15,20 +15,29 @@ from axn_ray.cli import app
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.searcher import SearchConfig, Searcher
+from tests.serve_app.collector import facts_of, open_collector
 from tests.serve_app.conftest import free_port
 
 KEY = {"Authorization": "Bearer a-key"}
 
 
 @pytest.fixture(scope="module")
-def started(index_folder, tiny_cross_encoder, tmp_path_factory):
+def collector():
+    with open_collector() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def started(collector, index_folder, tiny_cross_encoder, tmp_path_factory):
     """A running `axn serve`, its URL, and the folder of its cache."""
     cache, port = tmp_path_factory.mktemp("axn_serve"), free_port()
     program = [sys.executable, "-c", "from axn_ray.cli import main; main()", "serve"]
     settings = ["--index", index_folder, "--cross-encoder", tiny_cross_encoder, "--dtype", "float32", "--threads", 1]
     command = [str(part) for part in [*program, *settings, "--cache", cache, "--port", port]]
     with (cache / "log").open("w") as log:
-        process = subprocess.Popen(command, env={**os.environ, "AXN_API_KEYS": "a-key"}, stdout=log, stderr=log)
+        traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        environment = {**os.environ, **traced, "AXN_API_KEYS": "a-key"}
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process, cache / "log")
@@ -48,6 +57,25 @@ def wait_until_ready(url, process, log):
             pass
         time.sleep(0.5)
     raise AssertionError(log.read_text())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_collector_receives_each_searchs_rounds_below_it(started, collector, stream):
+    url, trace_id = started[1], "ab" * 16 if stream else "cd" * 16
+    body = {"query": "somebody sang", "stream": stream, "budget": {"ce_calls": 20, "rounds": 4}}
+    headers = {**KEY, "traceparent": f"00-{trace_id}-0123456789abcdef-01"}
+    assert httpx.post(f"{url}/v1/search", json=body, headers=headers, timeout=60).status_code == 200
+    for _ in range(100):
+        received = [(name, span) for name, span in collector.spans if span.trace_id.hex() == trace_id]
+        spans = [(name, span) for name, span in received if span.name in ("search", "round")]  # Serve has some of its own
+        if len(spans) == 5:
+            break
+        time.sleep(0.2)
+    (search,) = [span for name, span in spans if span.name == "search"]
+    assert search.parent_span_id.hex() == "0123456789abcdef"
+    assert facts_of(search) == {"method": "axn", "ce_calls": 20}
+    rounds = [span for name, span in spans if (name, span.parent_span_id) == ("Retriever", search.span_id)]
+    assert sorted((facts_of(span)["round"], facts_of(span)["pairs"]) for span in rounds) == [(n, 5) for n in (1, 2, 3, 4)]
 
 
 def test_it_serves_the_folder_and_stops_when_told(started, index_folder, tiny_cross_encoder):
