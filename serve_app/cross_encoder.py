@@ -5,16 +5,14 @@ Items are named by their index: their token ids stand in this node's memory alre
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.util.metrics import Gauge
 
-from axn_ray.core.open_cross_encoder import open_cross_encoder
-from axn_ray.core.pairs import PairScorer, PairScores, count_tokens
+from axn_ray.core.pairs import PairScores, count_tokens
+from axn_ray.core.threaded import ThreadedScorer
 from axn_ray.core.tokens import Int32Array, TokenTable
 from axn_ray.errors import AxnError
 from serve_app.config import AppArgs
@@ -36,15 +34,12 @@ class CrossEncoderDeployment:
     def __init__(self, args: AppArgs) -> None:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._args = args
-        # All of torch in one thread: each thread that computes gets its own team of OpenMP threads, and where the teams
-        # have more threads than there are cores, all of them sleep, and are woken, between any two products.
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cross-encoder")
-        self._scorer = thread.submit(_open, args, args.threads or max(1, int(cpus))).result()
+        self._scorer = ThreadedScorer(args, args.threads or max(1, int(cpus)))
         index = open_index(args)
         self._version = index.version
         self._items = prepare_items(index.corpus.items, self._scorer, args.cache)
         self._item_tokens = count_tokens(self._items)
-        self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs, thread)
+        self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs)
         self._queued_pairs = Gauge("axn_queue_pairs", "pairs that wait for a cross-encoder replica")
         self._batch_fill = Gauge("axn_batch_fill", "tokens of the last batch as a share of batch_tokens")
 
@@ -89,9 +84,7 @@ class CrossEncoderDeployment:
         return self._describe_scores(pairs, scored)
 
     def _describe_scores(self, pairs: Pairs, scored: PairScores) -> Scored:
-        max_length = getattr(self._scorer, "max_length", None)
-        special = getattr(self._scorer, "n_special", 0)
-        tokens = pairs.tokens + special
+        max_length, tokens = self._scorer.max_length, pairs.tokens + self._scorer.n_special
         cut = 0 if max_length is None else int((tokens > max_length).sum())
         total = int(np.minimum(tokens, max_length or np.iinfo(np.int64).max).sum())
         return Scored(scored.scores, dict(scored.failures), cut, total, self._queue.n_queued)
@@ -118,11 +111,6 @@ class CrossEncoderDeployment:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The pairs that wait or are being scored: what `serve_app.scaling` goes by."""
         return {"pending_pairs": float(self._queue.n_queued + self._queue.n_at_work)}
-
-
-def _open(args: AppArgs, threads: int) -> PairScorer:
-    torch.set_num_threads(threads)
-    return open_cross_encoder(args)
 
 
 def _cut(items: Any, tokens: int) -> Any:

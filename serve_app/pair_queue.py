@@ -63,15 +63,14 @@ Part = tuple[_Job, Rows]
 class PairQueue:
     """Scores pairs in the order in which their requests came, one batch of each request in turn.
 
-    `scorer` runs in `thread`, which has one worker; without, in a thread of its own. A request with more pairs than fit into
-    a batch lets others pass between its batches. `max_pairs` bounds what waits; a request that finds the queue empty always
-    gets in.
+    `scorer` is called from one thread. A request with more pairs than fit into a batch lets others pass between its batches.
+    `max_pairs` bounds what waits; a request that finds the queue empty always gets in.
     """
 
-    def __init__(self, scorer: PairScorer, batch_tokens: int, max_pairs: int, thread: ThreadPoolExecutor | None = None) -> None:
+    def __init__(self, scorer: PairScorer, batch_tokens: int, max_pairs: int) -> None:
         self._scorer, self._batch_tokens, self._max_pairs = scorer, batch_tokens, max_pairs
         self._jobs: deque[_Job] = deque()
-        self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="cross-encoder")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pair-queue")
         self._worker: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
         self.n_queued = self.n_at_work = 0

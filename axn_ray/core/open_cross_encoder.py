@@ -8,7 +8,7 @@ from axn_ray.core.pairs import PairScorer, TextPairScorer, TextScorer
 from axn_ray.core.remote_cross_encoder import RemoteCrossEncoder
 from axn_ray.errors import ModelError
 
-PYTHON = "python:"
+PYTHON, HTTP = "python:", ("http://", "https://")
 
 
 def open_cross_encoder(config: CrossEncoderConfig) -> PairScorer:
@@ -19,9 +19,14 @@ def open_cross_encoder(config: CrossEncoderConfig) -> PairScorer:
     """
     if config.cross_encoder.startswith(PYTHON):
         return TextPairScorer(_make_text_scorer(config.cross_encoder.removeprefix(PYTHON)))
-    if config.cross_encoder.startswith(("http://", "https://")):
+    if config.cross_encoder.startswith(HTTP):
         return RemoteCrossEncoder(config)
     return CausalCrossEncoder(config) if is_causal(config.cross_encoder) else CrossEncoder(config)
+
+
+def is_model(config: CrossEncoderConfig) -> bool:
+    """Whether the name is that of weights that run in this process."""
+    return not config.cross_encoder.startswith((PYTHON, *HTTP))
 
 
 def _make_text_scorer(path: str) -> TextScorer:
