@@ -17,7 +17,8 @@ from axn_ray.core.artifact import Manifest, check_same_inputs, hash_file, hash_j
 from axn_ray.core.corpus import Items, read_items, read_queries
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus, save_embedded_corpus
-from axn_ray.core.factorization import Factorization, describe_factorization, fit, load_factorization, save_factorization
+from axn_ray.core.factorization import Factorization, Words, describe_factorization, fit, load_factorization, save_factorization
+from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.models import MINILM
 from axn_ray.core.pairs import PairScorer
@@ -105,7 +106,8 @@ def make_sample_index(folder: Path) -> None:
     logger.info("fitting the sample index to %d exact scores of each of %d queries", BEST + OTHERS, len(queries))
     config = FactorizationConfig.model_validate({"method": FACTORIZATIONS[0]})
     train_embeddings = corpus.query_embeddings[: len(fitted_to)]
-    fitted = fit(_choose_scores(scores.matrix), corpus.item_embeddings, train_embeddings, config)
+    words = Words(Bm25Index(items.full_texts), queries.texts[: len(fitted_to)])
+    fitted = fit(_choose_scores(scores.matrix), corpus.item_embeddings, train_embeddings, config, words)
     with new_artifact(folder / FACTORIZATIONS[0], describe_factorization(fitted, config, made_from)) as aside:
         save_factorization(aside, fitted)
 

@@ -4,7 +4,7 @@ Each round is one call that names items by their index. Concurrent searches shar
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from serve_app.config import AppArgs
 from serve_app.index_folder import example_queries, open_index
 from serve_app.merging import Merged
 from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
-from serve_app.search_run import SearchRun
+from serve_app.search_run import Nearest, SearchRun
 from serve_app.tracing import set_up_tracing
 
 MERGED = 64  # queries in one product
@@ -58,24 +58,26 @@ class RetrieverDeployment:
         async for message in SearchRun(job, self._index, self._retrieve, score).run(self._start):
             yield message
 
-    async def _start(self, job: SearchJob, excluded: Int32Array) -> tuple[Search, Callable[[], FloatArray]]:
-        """The search's generator, and a function that gives the query's embedding as it is estimated by then."""
+    async def _start(self, job: SearchJob, excluded: Int32Array) -> tuple[Search, Nearest]:
+        """The search's generator, and what asks for the items that are best by what is known by then."""
         embedded = await self._embed(job.query)
         fitted = self._index.factorization
         embedding = fitted.embed_queries(embedded[None, :])[0]
+        offset = await asyncio.to_thread(fitted.offset, job.query)
         n_items, budget, rounds = len(self._index.corpus.items), job.ce_calls, job.rounds
         if job.method == "rnr":
             n = min(budget, n_items - len(excluded))
             ranking = await self._retrieve_de(Retrieve(embedded, n, excluded))
-            return search(None, ranking.item_index, n_items=n_items, budget=budget, rounds=rounds), lambda: embedding
+            running = search(None, ranking.item_index, n_items=n_items, budget=budget, rounds=rounds)
+            return running, lambda n, known: Retrieve(embedding, n, known, offset)
         method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
-        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance)
+        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance, offset)
 
-        def estimate() -> FloatArray:
+        def nearest(n: int, known: Int32Array) -> Retrieve:
             estimated = None if estimator is None else estimator.query_embedding
-            return embedding if estimated is None else estimated
+            return Retrieve(embedding if estimated is None else estimated, n, known, offset)
 
-        return search(estimator, None, n_items=n_items, budget=budget, rounds=rounds), estimate
+        return search(estimator, None, n_items=n_items, budget=budget, rounds=rounds), nearest
 
     async def _score(self, query: str, items: Int32Array, timeout_s: float, is_admitted: bool) -> Scored | Refused:
         """One round's scores, from any replica that holds the same index."""

@@ -24,14 +24,15 @@ from serve_app.tracing import span
 
 Ask = Callable[[Retrieve], Awaitable[Retrieved]]
 ScoreItems = Callable[[Int32Array, float, bool], Awaitable[Scored | Refused]]
-Start = Callable[[SearchJob, Int32Array], Awaitable[tuple[Search, Callable[[], FloatArray]]]]
+Nearest = Callable[[int, Int32Array], Retrieve]  # so many items that are best by what is known by then, without these
+Start = Callable[[SearchJob, Int32Array], Awaitable[tuple[Search, Nearest]]]
 
 
 class SearchRun:
     """One search under an exact budget and a deadline.
 
     `start` makes the generator once the query's embedding is known: the job and the items (m,) that it may not look at
-    -> the search, and what gives the query's embedding by then.
+    -> the search, and what asks for the best items by then.
     """
 
     def __init__(self, job: SearchJob, index: Index, retrieve: Ask, score: ScoreItems) -> None:
@@ -52,12 +53,12 @@ class SearchRun:
     async def run(self, start: Start) -> AsyncIterator[Round | SearchReply | Refused]:
         """Yield a `Round` after each round, then the reply, or why there is none."""
         stopped: Refused | None = None
-        query_embedding: Callable[[], FloatArray] | None = None
+        nearest: Nearest | None = None
         try:
             self._job = await self._apply_filter()
             request: Score | Retrieve | None = None
             if self._job.ce_calls:
-                search, query_embedding = await self._timed("retrieval", start(self._job, self._outside))
+                search, nearest = await self._timed("retrieval", start(self._job, self._outside))
                 request = next(search)
             while request is not None:
                 if isinstance(request, Score):
@@ -80,7 +81,7 @@ class SearchRun:
             stopped = Refused("invalid", str(error))
         except ModelError as error:
             stopped = Refused("scorer_failed", str(error))
-        yield await self._finish(stopped, query_embedding)
+        yield await self._finish(stopped, nearest)
 
     async def _apply_filter(self) -> SearchJob:
         """The job with no more to score than its filter lets in; a client cannot know how much that is."""
@@ -145,18 +146,18 @@ class SearchRun:
         exact = {"exact": True, "round": found_in} if found_in is not None else {"exact": False}
         return {"id": items.ids[item], "score": score, **exact, **named, "text": items.texts[item]}
 
-    async def _finish(self, stopped: Refused | None, embedding: Callable[[], FloatArray] | None) -> SearchReply | Refused:
+    async def _finish(self, stopped: Refused | None, nearest: Nearest | None) -> SearchReply | Refused:
         """The reply, which may be degraded, or the refusal where there is nothing to give or nothing else was asked for."""
         job = self._job
         if stopped is not None:
-            is_open = stopped.kind == "scorer_failed" and job.fail_open and embedding is not None
+            is_open = stopped.kind == "scorer_failed" and job.fail_open and nearest is not None
             if not (is_open or (stopped.kind == "deadline" and len(self._items))):
                 return stopped
         results = self._results()
         missing = job.top_k - len(results)
         is_open_and_empty = stopped is not None and not results
-        if embedding is not None and missing > 0 and (job.return_all or is_open_and_empty):
-            results += await self._approximate(embedding(), missing)
+        if nearest is not None and missing > 0 and (job.return_all or is_open_and_empty):
+            results += await self._approximate(nearest, missing)
         scored_before = [hit["round"] < self.rounds_done for hit in results if hit["exact"]]
         degraded = {
             "deadline": stopped is not None and stopped.kind == "deadline",
@@ -176,12 +177,12 @@ class SearchRun:
         proxy = sum(scored_before) / len(scored_before) if scored_before and self.rounds_done > 1 else 0.0
         return SearchReply(body, proxy, self._queued_pairs)
 
-    async def _approximate(self, embedding: FloatArray, n: int) -> list[dict[str, Any]]:
-        """The n best items that the CE has not scored, with the scores that the embedding gives them."""
+    async def _approximate(self, nearest: Nearest, n: int) -> list[dict[str, Any]]:
+        """The n best items that the CE has not scored, with the scores that are estimated for them."""
         n = min(n, len(self._index.corpus.items) - len(self._outside) - len(self._items))
         if not n:
             return []
-        found = await self._ask(Retrieve(embedding, n, self._items))
+        found = await self._ask(nearest(n, self._items))
         scale: ScoreScale = self._index.factorization.scale
         logits = found.approx_score / scale.beta + scale.alpha
         return [self._describe_item(int(i), float(score), None) for i, score in zip(found.item_index, logits, strict=True)]

@@ -106,7 +106,8 @@ def _run_estimator(
             chosen = first_round[:share]
         else:
             n = share if stop is None else min(max(share, HEAD), n_items - len(scored.item_index))
-            head = scored.read_retrieved((yield Retrieve(_embedding(estimator), n, scored.item_index)), n)
+            offset = estimator.offset if isinstance(estimator, Ridge) else None
+            head = scored.read_retrieved((yield Retrieve(_embedding(estimator), n, scored.item_index, offset)), n)
             if stop is not None and isinstance(estimator, Ridge) and stop.is_reached(estimator, scored.score, *head):
                 break
             chosen = head.item_index[:share]

@@ -22,6 +22,7 @@ from axn_ray.core.bayes import (
     whiten,
     with_constant,
 )
+from axn_ray.core.lexical import Feature
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
 from axn_ray.errors import FitError, InputError
 
@@ -161,22 +162,62 @@ def embed(model: BayesModel, features: ItemFeatures) -> Embedded:
     return Embedded(embeddings, query_map.astype(np.float32), model.noise_variance)
 
 
+def fit_lexical_weight(
+    embedded: Embedded, query_embeddings: FloatArray, scale: ScoreScale, observed: ScoreMatrix, feature: Feature
+) -> float:
+    """The weight of a feature of query and item in the prior mean of their scaled score; 0 where it does not help.
+
+    Generalized least squares of what the prior mean of each query's observed scores leaves, under the covariance of these
+    scores. Where there are many queries, of `JUDGED` of them.
+    """
+    explained = size = 0.0
+    for query, anchors, residual in _prior_residuals(embedded, query_embeddings, scale, observed):
+        items, _ = observed.row(query)
+        values = feature(query)[items].astype(np.float64)
+        solved = np.linalg.solve(anchors @ anchors.T + embedded.noise_variance * np.eye(len(items)), values)
+        explained, size = explained + float(solved @ residual), size + float(solved @ values)
+    return max(0.0, explained / size) if size else 0.0
+
+
 def held_out_rmse(
-    embedded: Embedded, query_embeddings: FloatArray, scale: ScoreScale, observed: ScoreMatrix, held_out: ScoreMatrix
+    embedded: Embedded,
+    query_embeddings: FloatArray,
+    scale: ScoreScale,
+    observed: ScoreMatrix,
+    held_out: ScoreMatrix,
+    offset: Feature | None = None,
 ) -> float:
     """Error of the posterior mean, given a query's `observed` scores, on other scores of the same queries; scaled units.
 
-    Where there are many queries, of `JUDGED` of them, evenly spaced: each is a small system to solve.
+    `offset` is a part of the prior mean beside the embeddings. Where there are many queries, of `JUDGED` of them.
     """
     squared, n_judged = 0.0, 0
-    queries = embedded.embed_queries(query_embeddings).astype(np.float64)
-    judged = np.flatnonzero(np.diff(held_out.indptr))
-    for query in judged[np.linspace(0, len(judged) - 1, min(len(judged), JUDGED)).astype(np.int64)].tolist():
-        items, scores = observed.row(query)
-        others, expected = held_out.row(query)
-        anchors, targets = (embedded.item_embeddings[rows].astype(np.float64) for rows in (items, others))
+    for query, anchors, residual in _prior_residuals(embedded, query_embeddings, scale, observed, held_out):
+        items, (others, expected) = observed.row(query)[0], held_out.row(query)
+        targets = embedded.item_embeddings[others].astype(np.float64)
+        prior = embedded.embed_queries(query_embeddings[query : query + 1])[0].astype(np.float64)
+        known = np.zeros(len(embedded.item_embeddings)) if offset is None else offset(query).astype(np.float64)
         gram = anchors @ anchors.T + embedded.noise_variance * np.eye(len(items))
-        u = queries[query] + anchors.T @ np.linalg.solve(gram, scale.scale(scores) - anchors @ queries[query])
-        squared += float(np.square(targets @ u - scale.scale(expected)).sum())
+        u = prior + anchors.T @ np.linalg.solve(gram, residual - known[items])
+        squared += float(np.square(targets @ u + known[others] - scale.scale(expected)).sum())
         n_judged += len(others)
     return float(np.sqrt(squared / n_judged))
+
+
+def _prior_residuals(
+    embedded: Embedded,
+    query_embeddings: FloatArray,
+    scale: ScoreScale,
+    observed: ScoreMatrix,
+    judged: ScoreMatrix | None = None,
+) -> Iterator[tuple[int, Float64Array, Float64Array]]:
+    """Of each query that has scores in `judged`: its number, its anchors' embeddings, their scaled scores less the prior mean.
+
+    `judged` are the observed scores without one. Of many queries, `JUDGED` of them, evenly spaced: each is a small system.
+    """
+    there = np.flatnonzero(np.diff((observed if judged is None else judged).indptr))
+    for query in there[np.linspace(0, len(there) - 1, min(len(there), JUDGED)).astype(np.int64)].tolist():
+        items, scores = observed.row(query)
+        anchors = embedded.item_embeddings[items].astype(np.float64)
+        prior = embedded.embed_queries(query_embeddings[query : query + 1])[0].astype(np.float64)
+        yield query, anchors, scale.scale(scores).astype(np.float64) - anchors @ prior

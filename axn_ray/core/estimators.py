@@ -96,6 +96,9 @@ class Ridge:
     `K = tau² A Aᵀ + sigma² I`, tau² = `prior_variance` and sigma² = `noise_variance`, in the dual-encoder's range. As
     sigma² -> 0 with u_param = 0 it becomes `Pinv`; in whitened coordinates (`core.bayes.whiten`) it is the `bayes` fit's.
 
+    An `offset` (n_items,) is what is known of each item's scaled score beside its embedding: the scores less the offset are
+    what the embeddings explain.
+
     With `K = L Lᵀ`, `half = L⁻¹ A` (m, dim) is all that is kept: n new items append n rows to it, in O(m n dim).
 
     Raises:
@@ -107,9 +110,12 @@ class Ridge:
     u_param: FloatArray
     noise_variance: float
     prior_variance: float = 1.0
+    offset: FloatArray | None = None
 
     def __post_init__(self) -> None:
         _check_query_embedding(self.item_embeddings, self.u_param)
+        if self.offset is not None and self.offset.shape != self.item_embeddings.shape[:1]:
+            raise InputError(f"an offset of shape {self.offset.shape} for {len(self.item_embeddings)} items; give one each")
         if not (self.noise_variance > 0.0 and self.prior_variance > 0.0):
             both = f"noise_variance={self.noise_variance}, prior_variance={self.prior_variance}"
             raise InputError(f"{both} must both be positive; use Pinv for an exact fit")
@@ -123,10 +129,13 @@ class Ridge:
         gram = self.prior_variance * anchors @ anchors.T - shared.T @ shared
         gram[np.diag_indices_from(gram)] += self.noise_variance
         lower = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True)
-        left = np.column_stack([anchors - shared.T @ self._half, _scaled(self.scale, scores) - anchors @ self._mean])
+        residual = _scaled(self.scale, scores) - anchors @ self._mean
+        if self.offset is not None:
+            residual -= self.offset[items]
+        left = np.column_stack([anchors - shared.T @ self._half, residual])
         solved = scipy.linalg.solve_triangular(lower, left, lower=True, overwrite_b=True)
-        half, residual = solved[:, :-1], solved[:, -1]
-        self._mean += self.prior_variance * half.T @ residual
+        half = solved[:, :-1]
+        self._mean += self.prior_variance * half.T @ solved[:, -1]
         self._half = np.concatenate([self._half, half])
 
     @property

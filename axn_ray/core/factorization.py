@@ -17,19 +17,23 @@ from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, read_manifest
 from axn_ray.core.bayes import with_constant
 from axn_ray.core.closed_form import (
+    Embedded,
     ItemFeatures,
     Spread,
     StoredArray,
     TrainData,
     embed,
+    fit_lexical_weight,
     fit_model,
     held_out_rmse,
     in_one_process,
 )
 from axn_ray.core.epochs import Epoch, best_epoch
+from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fit_share import share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.gradient_fit import GradientFit
+from axn_ray.core.lexical import LexicalMean, lexical_feature
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
 from axn_ray.core.towers import GatedTower, split_towers
 from axn_ray.errors import ArtifactError, FitError, InputError
@@ -40,6 +44,7 @@ KIND = "factorization"
 ITEM_EMBEDDINGS = "item_embeddings.npy"
 QUERY_TOWER = "query_tower.safetensors"
 QUERY_MAP = "query_map.npy"
+BM25 = "bm25"
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Factorization:
 
     The embeddings are float32, those of bayes float16.
     mf_ind has a `query_tower`; bayes has a `query_map (dim, DE's dim + 1) float32` and the `noise_variance` of its scores.
+    `lexical` is what the words of query and item add to the prior mean of a scaled score, where the fit has found such a part.
     `index_ce_calls` counts the scores it was fitted to, where that is known.
     """
 
@@ -68,6 +74,11 @@ class Factorization:
     query_map: FloatArray | None = None
     noise_variance: float | None = None
     index_ce_calls: int | None = None
+    lexical: LexicalMean | None = None
+
+    def offset(self, query_text: str) -> FloatArray | None:
+        """What is known of every item's scaled score beside its embedding, (n_items,) float32, or None where there is nothing."""
+        return None if self.lexical is None else self.lexical.of_query(query_text)
 
     def embed_queries(self, query_embeddings: FloatArray) -> FloatArray:
         """The dual-encoder's query embeddings (n, DE's dim) -> (n, dim): through tower or map, or as they are without one.
@@ -83,10 +94,24 @@ class Factorization:
         return query_embeddings if self.query_tower is None else self.query_tower.embed(query_embeddings)
 
 
+@dataclass(frozen=True)
+class Words:
+    """BM25 over the items, and the texts of the train queries (n_queries,)."""
+
+    index: Bm25Index
+    query_texts: Sequence[str]
+
+
 def fit(
-    score_matrix: ScoreMatrix, item_embeddings: FloatArray, query_embeddings: FloatArray, config: FactorizationConfig
+    score_matrix: ScoreMatrix,
+    item_embeddings: FloatArray,
+    query_embeddings: FloatArray,
+    config: FactorizationConfig,
+    words: Words | None = None,
 ) -> Factorization:
     """Factorize in this process: items (n_items, dim) and train queries (n_queries, dim) of the dual-encoder.
+
+    `words` are for `bayes`: see `fit_closed_form`.
 
     Raises:
         InputError: see `FitInputs` and `ScoreScale.fit`.
@@ -94,7 +119,7 @@ def fit(
     """
     inputs = FitInputs(score_matrix, item_embeddings, query_embeddings)
     if config.method == "bayes":
-        return fit_closed_form(inputs, inputs.fit_scale(), config)
+        return fit_closed_form(inputs, inputs.fit_scale(), config, words=words)
     if config.method == "als":
         scale = inputs.fit_scale()
         embeddings, epochs = fit_als(inputs, scale, config)
@@ -130,10 +155,12 @@ def fit_closed_form(
     config: FactorizationConfig,
     views: Sequence[StoredArray] = (),
     spread: Spread = in_one_process,
+    words: Words | None = None,
 ) -> Factorization:
     """`bayes`: EM over the dual-encoder's embeddings and other views (n_items, dim) of the items, reduced to `width` numbers.
 
-    Its held-out RMSE is the posterior mean's, given the query's other observations.
+    With `words`, what they add to the prior mean is fitted to what EM leaves. The held-out RMSE is the posterior mean's, given
+    the query's other observations.
 
     Raises:
         FitError, InputError: see `core.bayes.fit_bayes`, `core.closed_form.embed` and `ItemFeatures`.
@@ -143,12 +170,26 @@ def fit_closed_form(
     features = ItemFeatures(inputs.item_embeddings, views).reduce(config.width)
     model = fit_model(TrainData(features, inputs.query_embeddings, observed, scale), config.epochs, spread)
     embedded = embed(model, features)
-    rmse = held_out_rmse(embedded, inputs.query_embeddings, scale, observed, inputs.score_matrix.keep(held_out))
+    lexical = None if words is None else _fit_lexical(embedded, inputs, scale, observed, words)
+    offset = None if words is None or lexical is None else lambda query: lexical.of_query(words.query_texts[query])
+    hidden = inputs.score_matrix.keep(held_out)
+    rmse = held_out_rmse(embedded, inputs.query_embeddings, scale, observed, hidden, offset)
     record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
     _judge(record, cure="score more pairs")
     n_observed = inputs.score_matrix.n_observed
-    noise_variance = embedded.noise_variance
-    return Factorization(embedded.item_embeddings, scale, None, record, embedded.query_map, noise_variance, n_observed)
+    noise_variance, query_map = embedded.noise_variance, embedded.query_map
+    return Factorization(embedded.item_embeddings, scale, None, record, query_map, noise_variance, n_observed, lexical)
+
+
+def _fit_lexical(
+    embedded: Embedded, inputs: FitInputs, scale: ScoreScale, observed: ScoreMatrix, words: Words
+) -> LexicalMean | None:
+    def feature(query: int) -> FloatArray:
+        return lexical_feature(words.index, words.query_texts[query])
+
+    weight = fit_lexical_weight(embedded, inputs.query_embeddings, scale, observed, feature)
+    logger.info("weight of shared words in the prior mean: %.5f", weight)
+    return LexicalMean(words.index, weight) if weight else None
 
 
 def _judge(record: FitRecord, cure: str = "change learning_rate") -> None:
@@ -171,6 +212,8 @@ def describe_factorization(factorization: Factorization, config: FactorizationCo
         counts["noise_variance"] = factorization.noise_variance
     if factorization.index_ce_calls is not None:
         counts["index_ce_calls"] = factorization.index_ce_calls
+    if factorization.lexical is not None:
+        counts["lexical_weight"] = factorization.lexical.weight
     return Manifest(kind=KIND, config=config.model_dump(mode="json"), counts=counts, made_from=dict(made_from))
 
 
@@ -181,6 +224,8 @@ def save_factorization(folder: Path, factorization: Factorization) -> None:
         save_file(factorization.query_tower.state_dict(), folder / QUERY_TOWER)
     if factorization.query_map is not None:
         np.save(folder / QUERY_MAP, factorization.query_map, allow_pickle=False)
+    if factorization.lexical is not None:
+        factorization.lexical.index.save(folder / BM25)
 
 
 def load_factorization(folder: Path) -> Factorization:
@@ -191,7 +236,7 @@ def load_factorization(folder: Path) -> Factorization:
     """
     manifest = read_manifest(folder, KIND)
     counts = manifest.counts
-    shape, query_tower, query_map = (int(counts["items"]), int(counts["dim"])), None, None
+    shape, query_tower, query_map, lexical = (int(counts["items"]), int(counts["dim"])), None, None, None
     try:
         item_embeddings = np.load(folder / ITEM_EMBEDDINGS, mmap_mode="r", allow_pickle=False)
         if QUERY_TOWER in manifest.files:
@@ -199,6 +244,8 @@ def load_factorization(folder: Path) -> Factorization:
             query_tower.load_state_dict(load_file(folder / QUERY_TOWER))
         if QUERY_MAP in manifest.files:
             query_map = np.load(folder / QUERY_MAP, allow_pickle=False)
+        if "lexical_weight" in counts:
+            lexical = LexicalMean(Bm25Index.load(folder / BM25), counts["lexical_weight"])
     except (ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{folder} has a damaged file ({reason}); run the factorization again") from error
@@ -212,4 +259,4 @@ def load_factorization(folder: Path) -> Factorization:
     scale = ScoreScale(counts["scale_alpha"], counts["scale_beta"])
     noise_variance, calls = counts.get("noise_variance"), counts.get("index_ce_calls")
     ce_calls = None if calls is None else int(calls)
-    return Factorization(item_embeddings, scale, query_tower, record, query_map, noise_variance, ce_calls)
+    return Factorization(item_embeddings, scale, query_tower, record, query_map, noise_variance, ce_calls, lexical)

@@ -31,6 +31,7 @@ class FactorizationConfig(BaseModel):
     patience: int = Field(3, ge=1, description="stop after this many epochs without a smaller held-out error; als: 1")
     ridge: float = Field(0.01, gt=0, description="of als: pull per observation towards the dual-encoder's embeddings")
     views: list[str] | None = Field(None, description=VIEWS)
+    lexical: bool = Field(True, description="of bayes: let the words that query and item share (BM25) shift the prior mean")
     width: int = Field(512, ge=1, description="of bayes: numbers per item, at most")
     seed: int = Field(0, ge=0)
 

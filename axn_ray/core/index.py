@@ -29,6 +29,8 @@ CONVERTED = 2048  # float16 rows become float32 in pieces that stay in the cache
 class Retrieve:
     """A request: the `n` items of highest inner product with `query_embedding` float32 (dim,), without `excluded` int32 (m,).
 
+    An `offset` float32 (n_items,) is added to the inner products.
+
     Raises:
         ModelError: the query embedding is NaN or infinite.
     """
@@ -36,6 +38,7 @@ class Retrieve:
     query_embedding: FloatArray
     n: int
     excluded: Int32Array
+    offset: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.query_embedding).all():
@@ -68,7 +71,7 @@ class ItemIndex:
         """Answer many requests by one product over the items. Memory: `BLOCK_SCORES` scores, or one for each request.
 
         Raises:
-            InputError: a query embedding of another dim, or n outside 1..the items that are not excluded.
+            InputError: a query embedding of another dim, an offset of other items, n outside 1..the items not excluded.
             ModelError: an inner product is NaN.
         """
         for request in requests:
@@ -79,6 +82,8 @@ class ItemIndex:
         for start in range(0, len(self._items), size):
             products = self._products(queries, start, start + size)
             for request, row in zip(requests, products, strict=True):
+                if request.offset is not None:
+                    row += torch.from_numpy(request.offset[start : start + size])
                 inside = (request.excluded >= start) & (request.excluded < start + size)
                 row[torch.from_numpy(request.excluded[inside] - start)] = -torch.inf
             whole = products.shape[1] // CHUNK * CHUNK
@@ -104,6 +109,8 @@ class ItemIndex:
         if request.query_embedding.shape != tuple(self._items.shape[1:]):
             shapes = f"items {tuple(self._items.shape)} and query {request.query_embedding.shape}"
             raise InputError(f"{shapes} must be (n, dim) and (dim,), same dim; embed both with one model")
+        if request.offset is not None and request.offset.shape != (len(self._items),):
+            raise InputError(f"an offset of shape {request.offset.shape} for {len(self._items)} items; give one number an item")
         n_left = len(self._items) - len(request.excluded)
         if not 1 <= request.n <= n_left:
             raise InputError(f"n={request.n} must lie in 1..{n_left}, the items to choose from; lower n or add items")

@@ -14,6 +14,7 @@ from axn_ray.core.estimators import Estimator, Pinv, Ridge, Tour
 from axn_ray.core.first_round import Bm25Index, dense_first_round, random_first_round
 from axn_ray.core.graph_search import gar, ladr
 from axn_ray.core.index import ItemIndex
+from axn_ray.core.lexical import LexicalMean
 from axn_ray.core.score_matrix import FloatArray, ScoreScale
 from axn_ray.core.stopping import Stop
 from axn_ray.core.tokens import Int32Array
@@ -132,7 +133,8 @@ class Embeddings:
     """Items (n_items, dim) and queries (n_queries, dim) in one space, and the scale that brings CE scores into it.
 
     Without a scale each search fits its own. Some spaces hold no queries: see `cur_embeddings`. `noise_variance` of the
-    scaled scores, where a fit has estimated it; `index_ce_calls` is what making the embeddings cost, where it is known.
+    scaled scores, where a fit has estimated it; `index_ce_calls` is what making the embeddings cost, where it is known;
+    `lexical` is what the words of query and item add to the prior mean, which ridge estimators take.
 
     Raises:
         InputError: shapes that do not fit, or a NaN or infinite value.
@@ -143,6 +145,7 @@ class Embeddings:
     scale: ScoreScale | None
     noise_variance: float | None = None
     index_ce_calls: int | None = None
+    lexical: LexicalMean | None = None
 
     def __post_init__(self) -> None:
         queries = self.items[:0] if self.queries is None else self.queries
@@ -238,10 +241,11 @@ def build_estimator(
     scale: ScoreScale | None,
     query_embedding: FloatArray | None,
     noise_variance: float | None = None,
+    offset: FloatArray | None = None,
 ) -> Estimator | None:
     """The method's estimator for one query (None for RnR): items (n_items, dim), query (dim,).
 
-    A `noise_variance` that was fitted with the embeddings takes the place of the method's.
+    A `noise_variance` that was fitted with the embeddings takes the place of the method's; `offset`: see `Ridge`.
 
     Raises:
         InputError: an estimator that needs a query embedding or a fitted scale and has none.
@@ -257,7 +261,7 @@ def build_estimator(
     if scale is None:
         raise InputError(f"method {method.name!r} needs a fitted scale; factorize first")
     noise_variance = method.noise_variance if noise_variance is None else noise_variance
-    return Ridge(item_embeddings, scale, query_embedding, noise_variance, method.prior_variance)
+    return Ridge(item_embeddings, scale, query_embedding, noise_variance, method.prior_variance, offset)
 
 
 def start_search(method: Method, space: SearchSpace, query: int, budget: int) -> Search:
@@ -282,7 +286,8 @@ def start_search(method: Method, space: SearchSpace, query: int, budget: int) ->
         return ladr(ranking, graph, budget=budget, rounds=method.rounds, depth=method.depth)
     part = space.embeddings[method.embeddings]
     query_embedding = None if part.queries is None else part.queries[query]
-    estimator = build_estimator(method, part.items, part.scale, query_embedding, part.noise_variance)
+    offset = None if part.lexical is None else part.lexical.of_query(space.query_texts[query])
+    estimator = build_estimator(method, part.items, part.scale, query_embedding, part.noise_variance, offset)
     return search(estimator, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds, stop=method.stop)
 
 

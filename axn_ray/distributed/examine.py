@@ -138,7 +138,8 @@ def build_examination(
     embeddings = {DE: Embeddings(corpus.item_embeddings, query_embeddings, scale=None, index_ce_calls=0)}
     for name, part in fitted.items():
         embedded = part.embed_queries(query_embeddings)
-        embeddings[name] = Embeddings(part.item_embeddings, embedded, part.scale, part.noise_variance, part.index_ce_calls)
+        known = part.noise_variance, part.index_ce_calls, part.lexical
+        embeddings[name] = Embeddings(part.item_embeddings, embedded, part.scale, *known)
     if cur is not None:
         embeddings[CUR] = cur
     plan = config.plan(embeddings, chosen)

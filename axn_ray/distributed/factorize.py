@@ -1,10 +1,12 @@
 """The factorize stage: artifacts `embeddings` and `scores` in, the artifact `factorization` out, fitted on Ray."""
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from axn_ray.core.artifact import (
     MANIFEST,
@@ -16,14 +18,16 @@ from axn_ray.core.artifact import (
     new_artifact,
     read_manifest,
 )
-from axn_ray.core.embedded_corpus import load_embedded_corpus
+from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus
 from axn_ray.core.factorization import (
     Factorization,
+    Words,
     describe_factorization,
     fit_closed_form,
     load_factorization,
     save_factorization,
 )
+from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fit_share import StoredInputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.score_store import load_scores, read_query_ids, read_spans
@@ -31,7 +35,9 @@ from axn_ray.distributed.als import factorize_by_als
 from axn_ray.distributed.bayes_fit import spread_on_ray
 from axn_ray.distributed.embed_views import open_views
 from axn_ray.distributed.train_factorization import train_factorization
-from axn_ray.errors import ArtifactError
+from axn_ray.errors import ArtifactError, InputError
+
+logger = logging.getLogger(__name__)
 
 
 def factorize_scores(
@@ -72,7 +78,8 @@ def factorize_scores(
             inputs = FitInputs(load_scores(scores).matrix, np.asarray(corpus.item_embeddings), corpus.query_embeddings[rows])
             cross_encoder, folder = manifest.config.get("cross_encoder"), embeddings.parent / "views"
             views = open_views(config.views, corpus, cross_encoder, folder, most, threads)
-            fitted = fit_closed_form(inputs, inputs.fit_scale(), config, views, spread_on_ray(most, threads))
+            words = count_words(corpus, rows) if config.lexical else None
+            fitted = fit_closed_form(inputs, inputs.fit_scale(), config, views, spread_on_ray(most, threads), words)
         elif config.method == "als":
             fitted = factorize_by_als(stored, config, Path(parts).resolve(), most, threads)
         else:
@@ -82,6 +89,16 @@ def factorize_scores(
         with new_artifact(out, describe_factorization(fitted, config, made_from)) as folder:
             save_factorization(folder, fitted)
     return load_factorization(out)
+
+
+def count_words(corpus: EmbeddedCorpus, rows: npt.NDArray[np.int64]) -> Words | None:
+    """BM25 over the items, beside the texts of the queries in these rows; None where no item has a word."""
+    try:
+        index = Bm25Index(corpus.items.full_texts)
+    except InputError as error:
+        logger.warning("without shared words in the prior mean: %s", error)
+        return None
+    return Words(index, [corpus.queries.texts[row] for row in rows])
 
 
 def name_run(config: FactorizationConfig, embeddings: Path, scores: Path) -> str:

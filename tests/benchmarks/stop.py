@@ -45,10 +45,11 @@ def watch(folder, truth):
     prior = fitted.embed_queries(corpus.query_embeddings[rows])
     items, method, forecasts, recalls = fitted.item_embeddings, METHODS["axn_bayes"], [], []
     index, exact = ItemIndex(items), scores.dense()
-    for query, truth_row in zip(prior, exact, strict=True):
+    for row, query, truth_row in zip(rows, prior, exact, strict=True):
         stop = Watch(0.5, max(KS), SAMPLE)
         object.__setattr__(stop, "seen", [])
-        ridge = build_estimator(method, items, fitted.scale, query, fitted.noise_variance)
+        offset = fitted.offset(corpus.queries.texts[row])
+        ridge = build_estimator(method, items, fitted.scale, query, fitted.noise_variance, offset)
         running = search(ridge, None, n_items=len(items), budget=BUDGET, rounds=ROUNDS, stop=stop)
         result = run_search(running, truth_row.__getitem__, lambda request: index.retrieve([request])[0])
         forecasts.append([*stop.seen, [0.0] * len(KS)])

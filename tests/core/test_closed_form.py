@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from axn_ray.core.closed_form import CONSTANT, VIEW_SCALE, Embedded, ItemFeatures, TrainData, embed, fit_model, held_out_rmse
+from axn_ray.core.closed_form import (
+    CONSTANT,
+    VIEW_SCALE,
+    Embedded,
+    ItemFeatures,
+    TrainData,
+    embed,
+    fit_lexical_weight,
+    fit_model,
+    held_out_rmse,
+)
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.errors import InputError
 
@@ -140,3 +150,31 @@ def test_held_out_error_of_many_queries_is_that_of_a_few_evenly_spaced(world, mo
     monkeypatch.undo()
     assert few == pytest.approx(held_out_rmse(embedded, queries, RAW, observed, held_out.keep(chosen)))
     assert few != pytest.approx(every)
+
+
+def test_the_weight_of_a_feature_is_found_beside_the_embeddings(world):
+    items, queries, view, matrix = world
+    embedded, error = fitted(world, [view])
+    observed, held_out = split(matrix)
+    values = np.random.default_rng(5).random((N_QUERIES, N_ITEMS)).astype(np.float32)
+
+    def weigh(true_weight):
+        shifted = [
+            ScoreMatrix(
+                part.indptr, part.item_index, part.scores + true_weight * values[part.query_index, part.item_index], N_ITEMS
+            )
+            for part in (observed, held_out)
+        ]
+        weight = fit_lexical_weight(embedded, queries, RAW, shifted[0], values.__getitem__)
+        errors = [
+            held_out_rmse(embedded, queries, RAW, *shifted, offset)
+            for offset in (None, lambda query: np.float32(true_weight) * values[query])
+        ]
+        return weight, errors
+
+    weight, (without, with_feature) = weigh(0.3)
+    assert weight == pytest.approx(0.3, abs=0.03)
+    assert with_feature == pytest.approx(error, rel=1e-4)
+    assert without > 1.2 * error
+    assert weigh(0.0)[0] < 0.03
+    assert weigh(-0.3)[0] == 0.0, "words that are shared never count against an item"

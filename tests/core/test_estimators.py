@@ -140,6 +140,21 @@ def test_ridge_round_by_round_is_the_dense_posterior(shares, prior, seed):
     )
 
 
+def test_an_offset_is_what_the_embeddings_need_not_explain():
+    items, u_param, scale = random_items(), random_items(1, seed=3)[0], ScoreScale(alpha=1.0, beta=0.5)
+    offset = np.random.default_rng(4).standard_normal(len(items)).astype(np.float32)
+    anchor_items, scores = np.arange(3, 40, dtype=np.int32), np.random.default_rng(2).standard_normal(37).astype(np.float32)
+    shifted = Ridge(items, scale, u_param, 0.4, offset=offset)
+    plain = Ridge(items, scale, u_param, 0.4)
+    for part in (slice(0, 20), slice(20, 37)):
+        shifted.observe(anchor_items[part], scores[part] + offset[anchor_items[part]] / scale.beta)
+        plain.observe(anchor_items[part], scores[part])
+    np.testing.assert_allclose(shifted.query_embedding, plain.query_embedding, atol=1e-4)
+    np.testing.assert_array_equal(shifted.variance(anchor_items), plain.variance(anchor_items))
+    with pytest.raises(InputError, match=r"an offset of shape \(4,\) for"):
+        Ridge(items, scale, u_param, 0.4, offset=offset[:4])
+
+
 def test_before_any_score_the_posterior_is_the_prior():
     items, u_param = random_items(), random_items(1, seed=3)[0]
     ridge = Ridge(items, RAW, u_param, 0.4, 2.0)

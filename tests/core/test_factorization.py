@@ -6,17 +6,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from axn_ray.core.adaptive import run_search, search
 from axn_ray.core.artifact import new_artifact
 from axn_ray.core.factorization import (
     Factorization,
+    Words,
     describe_factorization,
     fit,
     load_factorization,
     save_factorization,
 )
+from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fit_share import share_inputs, share_queries, share_rows
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.gradient_fit import GradientFit
+from axn_ray.core.index import ItemIndex
+from axn_ray.core.methods import METHODS, build_estimator
 from axn_ray.core.row_parts import RowParts
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.core.towers import GatedTower, Workers
@@ -301,6 +306,63 @@ def test_an_artifact_gives_back_what_was_saved(small_world, tmp_path, method):
     assert manifest.config["method"] == method
     assert manifest.counts["items"] == 80
     assert {path.suffix for path in (tmp_path / "fitted").iterdir()} <= {".json", ".npy", ".safetensors"}
+
+
+@pytest.fixture(scope="module")
+def words(world):
+    """Texts of a few words each, for items and queries of the world; scores that rise with the words that are shared."""
+    matrix, items, queries = world
+    rng = np.random.default_rng(1)
+    index, texts = (draw_texts(rng, len(items)), draw_texts(rng, len(queries)))
+    found = Words(Bm25Index(index), texts)
+    shared = np.concatenate([np.sqrt(found.index.score(texts[q]))[matrix.row(q)[0]] for q in range(len(queries))])
+    return found, ScoreMatrix(matrix.indptr, matrix.item_index, matrix.scores + 1.5 * shared, matrix.n_items)
+
+
+def draw_texts(rng, n):
+    return [" ".join(f"word{number}" for number in rng.choice(60, 4, replace=False)) for _ in range(n)]
+
+
+def test_shared_words_become_a_part_of_the_prior_mean(world, words, tmp_path):
+    (_, items, queries), (given, matrix) = world, words
+    config = quick("bayes", epochs=3)
+    plain, fitted = fit(matrix, items, queries, config), fit(matrix, items, queries, config, given)
+    assert plain.lexical is None and plain.offset("word1") is None
+    np.testing.assert_array_equal(plain.item_embeddings, fitted.item_embeddings)
+    assert fitted.lexical.weight == pytest.approx(1.5 * fitted.scale.beta, rel=0.2)
+    expected = fitted.lexical.weight * np.sqrt(given.index.score("word1 word2"))
+    np.testing.assert_allclose(fitted.offset("word1 word2"), expected, rtol=1e-5)
+    with new_artifact(tmp_path / "fitted", describe_factorization(fitted, config, {})) as folder:
+        save_factorization(folder, fitted)
+    loaded = load_factorization(tmp_path / "fitted")
+    assert loaded.lexical.weight == fitted.lexical.weight
+    np.testing.assert_array_equal(loaded.offset("word1 word2"), fitted.offset("word1 word2"))
+
+    def found(fit, query):
+        """Of the 10 best items by the exact scores, those that a search with 30 calls scores."""
+        exact = exact_of(world, given, query)
+        embedding, offset = fit.embed_queries(queries[[query]])[0], fit.offset(given.query_texts[query])
+        ridge = build_estimator(METHODS["axn_bayes"], fit.item_embeddings, fit.scale, embedding, fit.noise_variance, offset)
+        running = search(ridge, None, n_items=len(items), budget=30, rounds=3)
+        result = run_search(running, exact.__getitem__, lambda request: ItemIndex(fit.item_embeddings).retrieve([request])[0])
+        return np.isin(np.argsort(-exact)[:10], result.item_index).mean()
+
+    recalls = np.array([[found(fit, query) for fit in (plain, loaded)] for query in range(40)]).mean(axis=0)
+    assert recalls[1] > recalls[0] + 0.1
+    data = tmp_path / "fitted/bm25/data.csc.index.npy"
+    data.write_bytes(data.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match="has a damaged file .*; run the factorization again"):
+        load_factorization(tmp_path / "fitted")
+
+
+def exact_of(world, given, query):
+    """The score of every item, which the fit saw of a few."""
+    _, items, queries = world
+    rng = np.random.default_rng(0)
+    rng.normal(size=(len(items), 32)), rng.normal(size=(len(queries), 32))
+    distortions = np.eye(32) + 0.25 * rng.normal(size=(2, 32, 32))
+    scores = 3 * (queries[query] @ distortions[0]) @ (items @ distortions[1]).T - 4
+    return (scores + 1.5 * np.sqrt(given.index.score(given.query_texts[query]))).astype(np.float32)
 
 
 def test_embeddings_without_a_fit_can_be_saved_too(small_world, tmp_path):

@@ -47,6 +47,17 @@ def test_bm25_survives_the_way_to_a_worker():
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(index)).rank("eat food", 5), index.rank("eat food", 5))
 
 
+def test_bm25_is_read_from_disk_as_it_was_written(tmp_path):
+    index = Bm25Index(TEXTS)
+    index.save(tmp_path / "bm25")
+    loaded = Bm25Index.load(tmp_path / "bm25")
+    assert loaded.n_items == 5
+    for query in ("eat food", "The girl RUNS, run fast!", "xylophone", ""):
+        np.testing.assert_array_equal(loaded.score(query), index.score(query))
+        assert (index.score(query).shape, index.score(query).dtype) == ((5,), np.float32)
+    assert np.count_nonzero(index.score("eat food")) == 2
+
+
 def test_bm25_refuses_items_without_words_and_n_out_of_range():
     with pytest.raises(InputError, match="none of the 2 items has a word"):
         Bm25Index(["the", "of a"])

@@ -94,6 +94,21 @@ def test_the_index_answers_many_requests_as_a_full_sort_does(n_items, n_requests
         assert not set(answer.item_index.tolist()) & set(request.excluded.tolist())
 
 
+@pytest.mark.parametrize("n_items", [5, 300, 5000])
+def test_an_offset_is_added_to_the_inner_products(n_items, monkeypatch):
+    monkeypatch.setattr("axn_ray.core.index.BLOCK_SCORES", 2000)
+    rng = np.random.default_rng(n_items)
+    items, queries = rng.standard_normal((n_items, 8)).astype(np.float32), rng.standard_normal((3, 8)).astype(np.float32)
+    offsets, excluded = 3 * rng.standard_normal((3, n_items)).astype(np.float32), np.array([1, 4], np.int32)
+    requests = [Retrieve(queries[n], 3, excluded, None if n == 1 else offsets[n]) for n in range(3)]
+    for n, found in enumerate(ItemIndex(items).retrieve(requests)):
+        expected = items @ queries[n] + (0 if n == 1 else offsets[n])
+        expected[excluded] = -np.inf
+        best = np.argsort(-expected)[:3]
+        assert found.item_index.tolist() == best.tolist()
+        np.testing.assert_allclose(found.approx_score, expected[best], rtol=1e-5)
+
+
 def test_the_index_searches_a_file(tmp_path):
     np.save(tmp_path / "items.npy", np.eye(5, dtype=np.float16))
     items = ItemIndex(np.load(tmp_path / "items.npy", mmap_mode="r"))
@@ -108,6 +123,8 @@ def test_requests_that_cannot_be_answered_are_refused():
         items.retrieve([Retrieve(query, 4, np.array([0], np.int32))])
     with pytest.raises(InputError, match=r"items \(4, 2\) and query \(3,\)"):
         items.retrieve([Retrieve(query, 1, nothing), Retrieve(np.ones(3, np.float32), 1, nothing)])
+    with pytest.raises(InputError, match=r"an offset of shape \(3,\) for 4 items"):
+        items.retrieve([Retrieve(query, 1, nothing, np.ones(3, np.float32))])
     with pytest.raises(InputError, match=r"are float32 of shape \(4,\)"):
         ItemIndex(np.ones(4, np.float32))
     with pytest.raises(InputError, match=r"are float64 of shape \(4, 2\)"):

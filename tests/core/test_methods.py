@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from axn_ray.core.adaptive import run_search, search
 from axn_ray.core.estimators import Pinv, Ridge, Tour
-from axn_ray.core.first_round import dense_first_round
+from axn_ray.core.first_round import Bm25Index, dense_first_round
 from axn_ray.core.graph_search import gar, ladr
 from axn_ray.core.index import ItemIndex
+from axn_ray.core.lexical import LexicalMean
 from axn_ray.core.methods import (
     BM25,
     METHODS,
@@ -82,6 +85,21 @@ def test_the_estimator_gets_the_methods_numbers_and_what_was_fitted_goes_first()
         build_estimator(METHODS["tour_de"], part.items, part.scale, None)
     with pytest.raises(InputError, match="'AXN bayes' needs a fitted scale"):
         build_estimator(METHODS["axn_bayes"], part.items, None, part.queries[3])
+
+
+def test_a_search_adds_what_the_words_of_its_query_say():
+    space, exact = make_world()
+    part, scores = space.embeddings["mf_ind"], exact.scores[3]
+    lexical = LexicalMean(Bm25Index([f"word{n % 7} item{n}" for n in range(300)]), weight=50.0)
+    spoken = replace(space, embeddings={"mf_ind": replace(part, lexical=lexical)}, query_texts=("word3 item17",) * 6)
+    method = replace(METHODS["axn_ridge_mf_ind"], rounds=4)
+    offset = np.float32(50.0) * np.sqrt(lexical.index.score("word3 item17"))
+    ridge = build_estimator(method, part.items, part.scale, part.queries[3], offset=offset)
+    running = search(ridge, None, n_items=300, budget=40, rounds=4)
+    chosen = search_with(method, spoken, 3, 40, scores)[0]
+    assert chosen == found(running, scores, part.items)[0]
+    assert chosen[0][0] == 17
+    assert chosen != search_with(method, space, 3, 40, scores)[0]
 
 
 def low_rank_world(rank=5, n_items=200, n_rows=30, n_queries=4):

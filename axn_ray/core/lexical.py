@@ -1,0 +1,31 @@
+"""What the words of query and item say of their CE score beside the embeddings: BM25 as a part of the prior mean.
+
+Knows no CE and no search.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from axn_ray.core.first_round import Bm25Index
+from axn_ray.core.score_matrix import FloatArray
+
+Feature = Callable[[int], FloatArray]  # of a train query: a number for every item, (n_items,)
+
+
+def lexical_feature(index: Bm25Index, query_text: str) -> FloatArray:
+    """`sqrt(BM25(query, item))` of every item, (n_items,) float32."""
+    return np.sqrt(index.score(query_text))
+
+
+@dataclass(frozen=True)
+class LexicalMean:
+    """`weight` times the `lexical_feature`, in scaled units."""
+
+    index: Bm25Index
+    weight: float
+
+    def of_query(self, query_text: str) -> FloatArray:
+        """What it adds to the prior mean of every item's scaled score, (n_items,) float32."""
+        return np.float32(self.weight) * lexical_feature(self.index, query_text)
