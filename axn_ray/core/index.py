@@ -22,6 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 BLOCK_SCORES = 1 << 24  # 64 MB of float32
 BLOCK_QUERIES = 64
 CHUNK = 64
+HELD = 1 << 28  # bytes of float32 up to which float16 items are converted once; more stay as they are, in a file perhaps
 CONVERTED = 2048  # float16 rows become float32 in pieces that stay in the cache
 
 
@@ -65,7 +66,8 @@ class ItemIndex:
             raise InputError(f"item embeddings are {described}; give float32 or float16 (n_items, dim)")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
-            self._items = torch.from_numpy(np.ascontiguousarray(item_embeddings))
+            items = torch.from_numpy(np.ascontiguousarray(item_embeddings))
+        self._items = items.float() if items.numel() * 4 <= HELD else items
 
     def retrieve(self, requests: Sequence[Retrieve]) -> list[Retrieved]:
         """Answer many requests by one product over the items. Memory: `BLOCK_SCORES` scores, or one for each request.

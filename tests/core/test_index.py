@@ -68,10 +68,11 @@ def slow_retrieve(items, request):
     n_requests=st.integers(1, 4),
     block=st.sampled_from([8, 100, 1000, 1 << 24]),
     half=st.booleans(),
+    held=st.sampled_from([0, 1 << 28]),
     coarse=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_the_index_answers_many_requests_as_a_full_sort_does(n_items, n_requests, block, half, coarse, seed):
+def test_the_index_answers_many_requests_as_a_full_sort_does(n_items, n_requests, block, half, held, coarse, seed):
     rng = np.random.default_rng(seed)
     items, queries = rng.normal(size=(n_items, 5)), rng.normal(size=(n_requests, 5))
     if coarse:  # whole numbers: exact products, and many ties
@@ -83,6 +84,7 @@ def test_the_index_answers_many_requests_as_a_full_sort_does(n_items, n_requests
         requests.append(Retrieve(query, int(rng.integers(1, n_items - len(excluded) + 1)), excluded))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "BLOCK_SCORES", block)
+        patch.setattr(index, "HELD", held)
         patch.setattr(index, "CONVERTED", 70)
         found = ItemIndex(items).retrieve(requests)
     for request, answer in zip(requests, found, strict=True):
