@@ -1,6 +1,7 @@
 """Serve search over HTTP on this machine or cluster. `python -m jobs.serve --index runs/demo`, or without: the sample."""
 
 import logging
+import os
 import signal
 import time
 from typing import Annotated
@@ -28,6 +29,8 @@ def run(
 
     from serve_app.app import build_app
 
+    # Serve kills a proxy that is not ready after 5 s, and with it the start: too soon where the cores are busy.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     join_cluster()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own, set while it starts, aborts the process
     logging.getLogger("ray.serve").setLevel("WARNING")  # here; the replicas' own logs keep every request

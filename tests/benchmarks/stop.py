@@ -31,6 +31,8 @@ class Watch(Stop):
     """Never stops; keeps the forecasts of every k before each round."""
 
     def is_reached(self, posterior, scores, head, approx_scores):
+        if not len(scores):
+            return False
         made = [replace(self, k=k) for k in KS]
         self.seen.append(
             [stop.forecast(posterior, scores, head, approx_scores) if len(scores) >= stop.k else 0.0 for stop in made]
