@@ -18,7 +18,10 @@ from axn_ray.core.corpus import read_items
 from tests.documents import DOCUMENTS, ROOT, examples, inline_code, shell_commands
 
 GROUP = typer.main.get_command(app)
-OPTIONS = {name: {flag for p in command.params for flag in p.opts} | {"--help"} for name, command in GROUP.commands.items()}
+OPTIONS = {
+    name: {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)} | {"--help"}
+    for name, command in GROUP.commands.items()
+}
 ANY_OPTION = set().union(*OPTIONS.values(), {"--version"})
 BASH = examples("bash")
 
