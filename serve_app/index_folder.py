@@ -17,9 +17,10 @@ from axn_ray.core.artifact import Manifest, check_same_inputs, hash_file, hash_j
 from axn_ray.core.corpus import Items, read_items, read_queries
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus, save_embedded_corpus
-from axn_ray.core.factorization import Factorization, Words, describe_factorization, fit, load_factorization, save_factorization
+from axn_ray.core.factorization import Factorization, describe_factorization, fit, load_factorization, save_factorization
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fitting import FactorizationConfig
+from axn_ray.core.lexical import Words
 from axn_ray.core.models import MINILM
 from axn_ray.core.pairs import PairScorer
 from axn_ray.core.ranking import top_items

@@ -11,8 +11,9 @@ from typing import Any
 from axn_ray.core.adaptive import Search, search
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
-from axn_ray.core.methods import METHODS, build_estimator
+from axn_ray.core.methods import METHODS
 from axn_ray.core.pairs import FloatArray
+from axn_ray.core.search_space import build_estimator
 from axn_ray.core.tokens import Int32Array
 from serve_app.calls import FAILED, call
 from serve_app.config import AppArgs

@@ -5,8 +5,9 @@ import numpy as np
 from axn_ray.core.evaluation import EvaluationPlan, ExactScores, Examination
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.graph_search import neighbour_graph
-from axn_ray.core.methods import METHODS, Embeddings, SearchSpace, choose_methods, cur_embeddings
+from axn_ray.core.methods import METHODS, choose_methods
 from axn_ray.core.score_matrix import ScoreScale
+from axn_ray.core.search_space import Embeddings, SearchSpace, cur_embeddings
 
 WORDS = ("run", "walk", "eat", "sleep", "throw", "catch", "sing", "paint", "climb", "swim")
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from axn_ray.core.bayes import (
 )
 from axn_ray.core.lexical import Feature
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
+from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import FitError, InputError
 
 logger = logging.getLogger(__name__)
@@ -171,11 +173,10 @@ def fit_lexical_weight(
     scores. Where there are many queries, of `JUDGED` of them.
     """
     explained = size = 0.0
-    for query, anchors, residual in _prior_residuals(embedded, query_embeddings, scale, observed):
-        items, _ = observed.row(query)
-        values = feature(query)[items].astype(np.float64)
-        solved = np.linalg.solve(anchors @ anchors.T + embedded.noise_variance * np.eye(len(items)), values)
-        explained, size = explained + float(solved @ residual), size + float(solved @ values)
+    for system in _systems(embedded, query_embeddings, scale, observed, observed):
+        values = feature(system.query)[system.items].astype(np.float64)
+        solved = np.linalg.solve(system.covariance, values)
+        explained, size = explained + float(solved @ system.residual), size + float(solved @ values)
     return max(0.0, explained / size) if size else 0.0
 
 
@@ -192,32 +193,38 @@ def held_out_rmse(
     `offset` is a part of the prior mean beside the embeddings. Where there are many queries, of `JUDGED` of them.
     """
     squared, n_judged = 0.0, 0
-    for query, anchors, residual in _prior_residuals(embedded, query_embeddings, scale, observed, held_out):
-        items, (others, expected) = observed.row(query)[0], held_out.row(query)
-        targets = embedded.item_embeddings[others].astype(np.float64)
-        prior = embedded.embed_queries(query_embeddings[query : query + 1])[0].astype(np.float64)
-        known = np.zeros(len(embedded.item_embeddings)) if offset is None else offset(query).astype(np.float64)
-        gram = anchors @ anchors.T + embedded.noise_variance * np.eye(len(items))
-        u = prior + anchors.T @ np.linalg.solve(gram, residual - known[items])
-        squared += float(np.square(targets @ u + known[others] - scale.scale(expected)).sum())
+    for system in _systems(embedded, query_embeddings, scale, observed, held_out):
+        others, scores = held_out.row(system.query)
+        residual, expected = system.residual, scale.scale(scores)
+        if offset is not None:
+            known = offset(system.query)
+            residual, expected = residual - known[system.items], expected - known[others]
+        u = system.prior + system.anchors.T @ np.linalg.solve(system.covariance, residual)
+        squared += float(np.square(embedded.item_embeddings[others].astype(np.float64) @ u - expected).sum())
         n_judged += len(others)
     return float(np.sqrt(squared / n_judged))
 
 
-def _prior_residuals(
-    embedded: Embedded,
-    query_embeddings: FloatArray,
-    scale: ScoreScale,
-    observed: ScoreMatrix,
-    judged: ScoreMatrix | None = None,
-) -> Iterator[tuple[int, Float64Array, Float64Array]]:
-    """Of each query that has scores in `judged`: its number, its anchors' embeddings, their scaled scores less the prior mean.
+class _System(NamedTuple):
+    """A train query's observed items (m,): embeddings (m, dim), covariance of their scaled scores, these less the prior mean."""
 
-    `judged` are the observed scores without one. Of many queries, `JUDGED` of them, evenly spaced: each is a small system.
-    """
-    there = np.flatnonzero(np.diff((observed if judged is None else judged).indptr))
+    query: int
+    items: Int32Array
+    anchors: Float64Array
+    prior: Float64Array
+    covariance: Float64Array
+    residual: Float64Array
+
+
+def _systems(
+    embedded: Embedded, query_embeddings: FloatArray, scale: ScoreScale, observed: ScoreMatrix, judged: ScoreMatrix
+) -> Iterator[_System]:
+    """Of the queries with scores in `judged`; of many, `JUDGED` of them, evenly spaced: each is a small system to solve."""
+    priors = embedded.embed_queries(query_embeddings).astype(np.float64)
+    there = np.flatnonzero(np.diff(judged.indptr))
     for query in there[np.linspace(0, len(there) - 1, min(len(there), JUDGED)).astype(np.int64)].tolist():
         items, scores = observed.row(query)
         anchors = embedded.item_embeddings[items].astype(np.float64)
-        prior = embedded.embed_queries(query_embeddings[query : query + 1])[0].astype(np.float64)
-        yield query, anchors, scale.scale(scores).astype(np.float64) - anchors @ prior
+        covariance = anchors @ anchors.T + embedded.noise_variance * np.eye(len(items))
+        residual = scale.scale(scores).astype(np.float64) - anchors @ priors[query]
+        yield _System(query, items, anchors, priors[query], covariance, residual)

@@ -14,9 +14,10 @@ import pyarrow as pa
 from axn_ray.core.adaptive import SearchResult, run_search
 from axn_ray.core.corpus import Items, Queries
 from axn_ray.core.index import Retrieve, Retrieved
-from axn_ray.core.methods import Method, SearchSpace, start_search
+from axn_ray.core.methods import Method
 from axn_ray.core.metrics import LABEL_CUTOFF, exact_top_k, label_metrics, recall_at_k
 from axn_ray.core.score_matrix import FloatArray
+from axn_ray.core.search_space import SearchSpace, start_search
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 

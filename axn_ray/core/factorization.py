@@ -33,7 +33,7 @@ from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fit_share import share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.gradient_fit import GradientFit
-from axn_ray.core.lexical import LexicalMean, lexical_feature
+from axn_ray.core.lexical import LexicalMean, Words
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
 from axn_ray.core.towers import GatedTower, split_towers
 from axn_ray.errors import ArtifactError, FitError, InputError
@@ -92,14 +92,6 @@ class Factorization:
         if self.query_map is not None:
             return with_constant(query_embeddings, 1.0) @ self.query_map.T
         return query_embeddings if self.query_tower is None else self.query_tower.embed(query_embeddings)
-
-
-@dataclass(frozen=True)
-class Words:
-    """BM25 over the items, and the texts of the train queries (n_queries,)."""
-
-    index: Bm25Index
-    query_texts: Sequence[str]
 
 
 def fit(
@@ -184,10 +176,7 @@ def fit_closed_form(
 def _fit_lexical(
     embedded: Embedded, inputs: FitInputs, scale: ScoreScale, observed: ScoreMatrix, words: Words
 ) -> LexicalMean | None:
-    def feature(query: int) -> FloatArray:
-        return lexical_feature(words.index, words.query_texts[query])
-
-    weight = fit_lexical_weight(embedded, inputs.query_embeddings, scale, observed, feature)
+    weight = fit_lexical_weight(embedded, inputs.query_embeddings, scale, observed, words.feature)
     logger.info("weight of shared words in the prior mean: %.5f", weight)
     return LexicalMean(words.index, weight) if weight else None
 

@@ -3,7 +3,7 @@
 Knows no CE and no search.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,18 @@ Feature = Callable[[int], FloatArray]  # of a train query: a number for every it
 def lexical_feature(index: Bm25Index, query_text: str) -> FloatArray:
     """`sqrt(BM25(query, item))` of every item, (n_items,) float32."""
     return np.sqrt(index.score(query_text))
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a fit reads: BM25 over the items, and the texts of the train queries (n_queries,)."""
+
+    index: Bm25Index
+    query_texts: Sequence[str]
+
+    def feature(self, query: int) -> FloatArray:
+        """The `lexical_feature` of a train query by its number, (n_items,) float32."""
+        return lexical_feature(self.index, self.query_texts[query])
 
 
 @dataclass(frozen=True)

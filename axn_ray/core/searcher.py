@@ -20,10 +20,11 @@ from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.factorization import load_factorization
 from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
 from axn_ray.core.known_scores import KnownFirst, KnownScores
-from axn_ray.core.methods import METHODS, build_estimator
+from axn_ray.core.methods import METHODS
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.pairs import FloatArray, PairScorer
 from axn_ray.core.score_store import digest_texts, load_scores
+from axn_ray.core.search_space import build_estimator
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 

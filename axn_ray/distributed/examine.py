@@ -13,8 +13,9 @@ from axn_ray.core.evaluation_store import KIND, Evaluation, write_evaluation, wr
 from axn_ray.core.factorization import Factorization, load_factorization
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.graph_search import neighbour_graph
-from axn_ray.core.methods import BM25, CUR, DE, Embeddings, SearchSpace, cur_embeddings
+from axn_ray.core.methods import BM25, CUR, DE
 from axn_ray.core.score_store import Scores, load_scores
+from axn_ray.core.search_space import Embeddings, SearchSpace, cur_embeddings
 from axn_ray.distributed.evaluate import EvaluateConfig, evaluate
 from axn_ray.distributed.truth import calls_per_second, find_truth
 from axn_ray.errors import ArtifactError, InputError

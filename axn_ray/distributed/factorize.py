@@ -21,7 +21,6 @@ from axn_ray.core.artifact import (
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus
 from axn_ray.core.factorization import (
     Factorization,
-    Words,
     describe_factorization,
     fit_closed_form,
     load_factorization,
@@ -30,6 +29,7 @@ from axn_ray.core.factorization import (
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fit_share import StoredInputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
+from axn_ray.core.lexical import Words
 from axn_ray.core.score_store import load_scores, read_query_ids, read_spans
 from axn_ray.distributed.als import factorize_by_als
 from axn_ray.distributed.bayes_fit import spread_on_ray
@@ -78,7 +78,7 @@ def factorize_scores(
             inputs = FitInputs(load_scores(scores).matrix, np.asarray(corpus.item_embeddings), corpus.query_embeddings[rows])
             cross_encoder, folder = manifest.config.get("cross_encoder"), embeddings.parent / "views"
             views = open_views(config.views, corpus, cross_encoder, folder, most, threads)
-            words = count_words(corpus, rows) if config.lexical else None
+            words = index_words(corpus, rows) if config.lexical else None
             fitted = fit_closed_form(inputs, inputs.fit_scale(), config, views, spread_on_ray(most, threads), words)
         elif config.method == "als":
             fitted = factorize_by_als(stored, config, Path(parts).resolve(), most, threads)
@@ -91,7 +91,7 @@ def factorize_scores(
     return load_factorization(out)
 
 
-def count_words(corpus: EmbeddedCorpus, rows: npt.NDArray[np.int64]) -> Words | None:
+def index_words(corpus: EmbeddedCorpus, rows: npt.NDArray[np.int64]) -> Words | None:
     """BM25 over the items, beside the texts of the queries in these rows; None where no item has a word."""
     try:
         index = Bm25Index(corpus.items.full_texts)

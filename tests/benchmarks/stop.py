@@ -15,9 +15,10 @@ from axn_ray.core.adaptive import run_search, search
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.factorization import load_factorization
 from axn_ray.core.index import ItemIndex
-from axn_ray.core.methods import METHODS, build_estimator
+from axn_ray.core.methods import METHODS
 from axn_ray.core.metrics import exact_top_k
 from axn_ray.core.score_store import load_scores
+from axn_ray.core.search_space import build_estimator
 from axn_ray.core.stopping import SAMPLE, Calibration, Stop
 from tests.benchmarks.common import record
 

@@ -10,7 +10,6 @@ from axn_ray.core.adaptive import run_search, search
 from axn_ray.core.artifact import new_artifact
 from axn_ray.core.factorization import (
     Factorization,
-    Words,
     describe_factorization,
     fit,
     load_factorization,
@@ -21,9 +20,11 @@ from axn_ray.core.fit_share import share_inputs, share_queries, share_rows
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.gradient_fit import GradientFit
 from axn_ray.core.index import ItemIndex
-from axn_ray.core.methods import METHODS, build_estimator
+from axn_ray.core.lexical import Words
+from axn_ray.core.methods import METHODS
 from axn_ray.core.row_parts import RowParts
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
+from axn_ray.core.search_space import build_estimator
 from axn_ray.core.towers import GatedTower, Workers
 from axn_ray.errors import ArtifactError, FitError, InputError
 
@@ -42,12 +43,17 @@ def unit(rows):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def low_rank_world(n_queries=300, n_items=2000, dim=32, per_query=60):
-    """The CE sees linear distortions of the DE's embeddings; its logits lie around -4. The last items are never scored."""
-    rng = np.random.default_rng(0)
+def low_rank_scores(rng, n_queries, n_items, dim):
+    """Items, queries, and the logits of a CE that sees linear distortions of their embeddings; they lie around -4."""
     items, queries = unit(rng.normal(size=(n_items, dim))), unit(rng.normal(size=(n_queries, dim)))
     distortions = np.eye(dim) + 0.25 * rng.normal(size=(2, dim, dim))
-    scores = (3 * (queries @ distortions[0]) @ (items @ distortions[1]).T - 4).astype(np.float32)
+    return items, queries, (3 * (queries @ distortions[0]) @ (items @ distortions[1]).T - 4).astype(np.float32)
+
+
+def low_rank_world(n_queries=300, n_items=2000, dim=32, per_query=60):
+    """Some of those scores; the last items are never scored."""
+    rng = np.random.default_rng(0)
+    items, queries, scores = low_rank_scores(rng, n_queries, n_items, dim)
     rows = np.repeat(np.arange(n_queries), per_query)
     columns = np.concatenate([rng.permutation(n_items - NEVER)[:per_query] for _ in range(n_queries)])
     return ScoreMatrix.from_triples(rows, columns, scores[rows, columns], n_queries, n_items), items, queries
@@ -310,13 +316,14 @@ def test_an_artifact_gives_back_what_was_saved(small_world, tmp_path, method):
 
 @pytest.fixture(scope="module")
 def words(world):
-    """Texts of a few words each, for items and queries of the world; scores that rise with the words that are shared."""
+    """Texts of a few words for items and queries; exact scores that rise with the words shared, and the world's pairs of them."""
     matrix, items, queries = world
     rng = np.random.default_rng(1)
-    index, texts = (draw_texts(rng, len(items)), draw_texts(rng, len(queries)))
+    index, texts = draw_texts(rng, len(items)), draw_texts(rng, len(queries))
     found = Words(Bm25Index(index), texts)
-    shared = np.concatenate([np.sqrt(found.index.score(texts[q]))[matrix.row(q)[0]] for q in range(len(queries))])
-    return found, ScoreMatrix(matrix.indptr, matrix.item_index, matrix.scores + 1.5 * shared, matrix.n_items)
+    exact = low_rank_scores(np.random.default_rng(0), len(queries), len(items), items.shape[1])[2]
+    exact += 1.5 * np.array([np.sqrt(found.index.score(text)) for text in texts])
+    return found, exact, ScoreMatrix(matrix.indptr, matrix.item_index, exact[matrix.query_index, matrix.item_index], len(items))
 
 
 def draw_texts(rng, n):
@@ -324,7 +331,7 @@ def draw_texts(rng, n):
 
 
 def test_shared_words_become_a_part_of_the_prior_mean(world, words, tmp_path):
-    (_, items, queries), (given, matrix) = world, words
+    (_, items, queries), (given, exact, matrix) = world, words
     config = quick("bayes", epochs=3)
     plain, fitted = fit(matrix, items, queries, config), fit(matrix, items, queries, config, given)
     assert plain.lexical is None and plain.offset("word1") is None
@@ -340,12 +347,13 @@ def test_shared_words_become_a_part_of_the_prior_mean(world, words, tmp_path):
 
     def found(fit, query):
         """Of the 10 best items by the exact scores, those that a search with 30 calls scores."""
-        exact = exact_of(world, given, query)
         embedding, offset = fit.embed_queries(queries[[query]])[0], fit.offset(given.query_texts[query])
         ridge = build_estimator(METHODS["axn_bayes"], fit.item_embeddings, fit.scale, embedding, fit.noise_variance, offset)
         running = search(ridge, None, n_items=len(items), budget=30, rounds=3)
-        result = run_search(running, exact.__getitem__, lambda request: ItemIndex(fit.item_embeddings).retrieve([request])[0])
-        return np.isin(np.argsort(-exact)[:10], result.item_index).mean()
+        result = run_search(
+            running, exact[query].__getitem__, lambda request: ItemIndex(fit.item_embeddings).retrieve([request])[0]
+        )
+        return np.isin(np.argsort(-exact[query])[:10], result.item_index).mean()
 
     recalls = np.array([[found(fit, query) for fit in (plain, loaded)] for query in range(40)]).mean(axis=0)
     assert recalls[1] > recalls[0] + 0.1
@@ -353,16 +361,6 @@ def test_shared_words_become_a_part_of_the_prior_mean(world, words, tmp_path):
     data.write_bytes(data.read_bytes()[:-9])
     with pytest.raises(ArtifactError, match="has a damaged file .*; run the factorization again"):
         load_factorization(tmp_path / "fitted")
-
-
-def exact_of(world, given, query):
-    """The score of every item, which the fit saw of a few."""
-    _, items, queries = world
-    rng = np.random.default_rng(0)
-    rng.normal(size=(len(items), 32)), rng.normal(size=(len(queries), 32))
-    distortions = np.eye(32) + 0.25 * rng.normal(size=(2, 32, 32))
-    scores = 3 * (queries[query] @ distortions[0]) @ (items @ distortions[1]).T - 4
-    return (scores + 1.5 * np.sqrt(given.index.score(given.query_texts[query]))).astype(np.float32)
 
 
 def test_embeddings_without_a_fit_can_be_saved_too(small_world, tmp_path):

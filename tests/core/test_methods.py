@@ -9,19 +9,10 @@ from axn_ray.core.first_round import Bm25Index, dense_first_round
 from axn_ray.core.graph_search import gar, ladr
 from axn_ray.core.index import ItemIndex
 from axn_ray.core.lexical import LexicalMean
-from axn_ray.core.methods import (
-    BM25,
-    METHODS,
-    Embeddings,
-    Method,
-    SearchSpace,
-    build_estimator,
-    choose_methods,
-    cur_embeddings,
-    start_search,
-)
+from axn_ray.core.methods import BM25, METHODS, Method, choose_methods
 from axn_ray.core.metrics import exact_top_k
 from axn_ray.core.score_matrix import ScoreScale
+from axn_ray.core.search_space import Embeddings, SearchSpace, build_estimator, cur_embeddings, start_search
 from axn_ray.errors import InputError
 from tests.examinations import make_world
 
