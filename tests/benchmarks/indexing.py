@@ -1,9 +1,10 @@
 """`make bench-indexing`: the whole of indexing side by side on the verb world: CE calls, seconds, recall at B=100.
 
-As many calls, 2000 x 100, feed each: MF_Trns, ALS, MF_Ind and a dual-encoder that is distilled with sentence-transformers
-(cross-entropy on the CE's softmax over a query's scored items) take the nearest items; the closed form takes the nearest,
-some found by search, some random. ANNCUR and ADACUR have dense rows of 50 dev queries instead. Artifacts are those of
-`make bench-recall`, which runs first; each step is kept in runs/bench-indexing and not done again.
+As many calls, 2000 x 100, are there for each: MF_Trns, ALS, MF_Ind and a dual-encoder that is distilled with
+sentence-transformers (cross-entropy on the CE's softmax over a query's scored items, for at most 270 s) take the nearest
+items; the closed form takes the nearest, some found by search, some random. ANNCUR and ADACUR have dense rows of 50 dev
+queries instead. Artifacts are those of `make bench-recall`, which runs first; each step is kept in runs/bench-indexing and
+not done again.
 """
 
 import json

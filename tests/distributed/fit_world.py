@@ -22,13 +22,16 @@ def make_world(n_queries=300, n_items=2000, dim=32, per_query=60):
     return ScoreMatrix.from_triples(rows, columns, scores[rows, columns], n_queries, n_items), items, queries
 
 
-def save_world(folder, matrix, items, queries):
-    """Artifacts `embeddings` and `scores` in `folder`; the embeddings hold a query that has no scores before the others."""
+def save_world(folder, matrix, items, queries, item_texts=None, query_texts=None):
+    """Artifacts `embeddings` and `scores` in `folder`; the embeddings hold a query that has no scores before the others.
+
+    Without texts the ids are the texts.
+    """
     item_ids, query_ids = ([f"{side}{n}" for n in range(count)] for side, count in (("i", len(items)), ("q", len(queries))))
     every = ["unscored", *query_ids]
     corpus = EmbeddedCorpus(
-        items=Items(ids=tuple(item_ids), texts=tuple(item_ids), titles=("",) * len(items)),
-        queries=Queries(ids=tuple(every), texts=tuple(every)),
+        items=Items(ids=tuple(item_ids), texts=tuple(item_texts or item_ids), titles=("",) * len(items)),
+        queries=Queries(ids=tuple(every), texts=("unscored", *(query_texts or query_ids))),
         splits=("test",) + ("train",) * len(queries),
         item_embeddings=items,
         query_embeddings=np.vstack([queries[:1], queries]),

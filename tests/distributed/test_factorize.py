@@ -10,7 +10,10 @@ import torch
 
 from axn_ray.core.artifact import check_files, read_manifest
 from axn_ray.core.factorization import fit, load_factorization
+from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fitting import FactorizationConfig
+from axn_ray.core.lexical import Words
+from axn_ray.core.score_matrix import ScoreMatrix
 from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.train_factorization import scale_workers
 from axn_ray.errors import FitError
@@ -182,3 +185,28 @@ def test_a_cluster_that_is_too_small_is_named(ray_session, caplog):
     scaling = scale_workers(3, threads=4)
     assert "3 workers x 4 threads need 12 CPUs, the cluster has 8" in caplog.text
     assert (scaling.num_workers, scaling.resources_per_worker) == (3, {"CPU": 4})
+
+
+@pytest.mark.parametrize("lexical", [True, False])
+def test_the_stage_fits_the_words_that_query_and_item_share(ray_session, tmp_path, lexical):
+    matrix, items, queries = make_world(60, 200, 8, 20)
+    texts = [[f"word{n % 9} word{n % 7}" for n in range(count)] for count in (len(items), len(queries))]
+    words = Words(Bm25Index(texts[0]), texts[1])
+    shared = np.array([words.feature(query) for query in range(len(queries))])[matrix.query_index, matrix.item_index]
+    spoken = ScoreMatrix(matrix.indptr, matrix.item_index, matrix.scores + shared, matrix.n_items)
+    config = FactorizationConfig(method="bayes", epochs=2, views=[], lexical=lexical)
+    fitted = factorize_scores(*save_world(tmp_path, spoken, items, queries, *texts), config, tmp_path / "out")
+    expected = fit(spoken, items, queries, config, words if lexical else None)
+    assert (fitted.lexical is None) == (expected.lexical is None) == (not lexical)
+    if lexical:
+        assert fitted.lexical.weight == pytest.approx(expected.lexical.weight, rel=1e-2)
+        np.testing.assert_allclose(fitted.offset("word3"), expected.offset("word3"), rtol=1e-2)
+    assert fitted.record.held_out_rmse == pytest.approx(expected.record.held_out_rmse, rel=1e-2)
+
+
+def test_items_without_a_word_are_fitted_without(ray_session, tmp_path, caplog):
+    world = make_world(60, 200, 8, 20)
+    stored = save_world(tmp_path, *world, ["the"] * 200, ["a"] * 60)
+    config = FactorizationConfig(method="bayes", epochs=2, views=[])
+    assert factorize_scores(*stored, config, tmp_path / "out").lexical is None
+    assert "without shared words in the prior mean: none of the 200 items has a word" in caplog.text
