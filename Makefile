@@ -41,7 +41,7 @@ release: setup
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(PYTHON) -m venv .venv-release
 	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[cpu,sample]"
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[sample]"
 	cd .venv-release && bin/axn demo --train-queries 60 --per-query 20 --out demo
 
 setup: $(READY)
@@ -51,7 +51,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "axn-ray needs Python 3.11 or newer; set PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,sample,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[sample,dev]"
 	@touch $(READY)
 
 # Benchmarks run with numpy's own choice of kernels.

@@ -1,7 +1,6 @@
 """The shelf: which items have the largest inner product with a query embedding. Knows no CE scores and no search.
 
-`ItemIndex` is exact and answers the requests of many searches by one product; `nearest_items` goes through FAISS where it
-is installed.
+`ItemIndex` is exact and answers the requests of many searches by one product; `nearest_items` is FAISS's on a GPU.
 """
 
 import importlib.util
@@ -143,21 +142,21 @@ def _merge(parts: list[Retrieved], n: int) -> Retrieved:
 def nearest_items(item_embeddings: FloatArray, query_embeddings: FloatArray, k: int) -> tuple[Int32Array, FloatArray]:
     """Top-k by inner product, exhaustively: items (m, dim), queries (n, dim) -> indices (n, k), scores (n, k), best first.
 
-    FAISS (extra `cpu` or `gpu`) where it is installed, `top_k` where it is not. They differ in ties and rounding alone.
+    On a GPU by FAISS (extra `gpu`), else by `top_k`, which on a CPU takes an eighth of the time of FAISS's exhaustive search.
+    They differ in ties and rounding alone.
 
     Raises:
         InputError: see `top_k`.
     """
-    if importlib.util.find_spec("faiss") is None:
+    if not torch.cuda.is_available() or importlib.util.find_spec("faiss") is None:
         return top_k(item_embeddings, query_embeddings, k)
     import faiss
 
+    if not hasattr(faiss, "StandardGpuResources"):
+        return top_k(item_embeddings, query_embeddings, k)
     _check_shapes(item_embeddings, query_embeddings, k)
     items, queries = (np.ascontiguousarray(array, dtype=np.float32) for array in (item_embeddings, query_embeddings))
-    if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
-        scores, index = faiss.knn_gpu(faiss.StandardGpuResources(), queries, items, k, metric=faiss.METRIC_INNER_PRODUCT)
-    else:
-        scores, index = faiss.knn(queries, items, k, metric=faiss.METRIC_INNER_PRODUCT)
+    scores, index = faiss.knn_gpu(faiss.StandardGpuResources(), queries, items, k, metric=faiss.METRIC_INNER_PRODUCT)
     return index.astype(np.int32), scores
 
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 
+from axn_ray.core.road_sizing import RoadCosts, RunSize, fit_cost
 from tests.benchmarks.common import record
 from tests.benchmarks.process_tree import run_watched
 from tests.benchmarks.scale_road import BUDGET, OUT, PER_QUERY, ROUNDS, SHARD_PAIRS, SIZES, TEST_QUERIES
@@ -19,6 +20,16 @@ from tests.benchmarks.scale_road import BUDGET, OUT, PER_QUERY, ROUNDS, SHARD_PA
 ARTIFACTS = {"corpus": ["items.parquet", "queries.parquet"], "score": ["scores"], "factorize": ["bayes"], "embed": ["embeddings"]}
 ARTIFACTS |= {"truth": ["truth"], "evaluate": ["evaluation"]}
 SMALL, LARGE = "1e5", "1e6"
+# The terms each cost is fitted with, to all sizes; `checked` fits them to the others and predicts the largest.
+TERMS = {
+    "embed": ["constant", "item"],
+    "choose": ["pair", "cell"],
+    "score": ["constant", "item", "pair"],
+    "factorize": ["constant", "item", "pair"],
+    "driver_bytes": ["constant", "item", "pair"],
+    "worker_bytes": ["constant", "item", "pair"],
+}
+WORKERS = 2
 
 
 def measure(size, stage, seconds):
@@ -78,6 +89,31 @@ def read(size, stage):
     return json.loads((OUT / size / f"{stage}.json").read_text())
 
 
+def observe_costs(run, texts, rates):
+    """What a run cost beside the models that others replace, as `RoadCosts` has it; the stand-ins' own time is taken off."""
+    workers = sum(run["score"]["worker_seconds"].values())
+    return {
+        "embed": run["embed"]["seconds"] - texts / rates["cut_dual_encoder_texts"],
+        "choose": workers - run["score"]["pairs"] / rates["stand_in_pairs_of_one_process"],
+        "score": run["score"]["seconds"] - workers / WORKERS,
+        "factorize": run["factorize"]["seconds"],
+        "driver_bytes": max(run[stage]["memory"]["driver"]["own"] for stage in ("embed", "score", "factorize")),
+        "worker_bytes": run["score"]["memory"]["ScoreActor"]["own"],
+    }
+
+
+def fit_costs(measured, rates):
+    """(The costs of the road; what those fitted without the largest size predict for it, over what was measured.)"""
+    sizes = {name: RunSize(size.items, size.queries * PER_QUERY, size.queries) for name, size in SIZES.items()}
+    seen = {name: observe_costs(run, sizes[name].items + sizes[name].queries, rates) for name, run in measured.items()}
+    fitted = {cost: fit_cost([(sizes[name], seen[name][cost]) for name in seen], terms) for cost, terms in TERMS.items()}
+    checked = {}
+    for cost, terms in TERMS.items():
+        without = fit_cost([(sizes[name], seen[name][cost]) for name in seen if name != LARGE], terms)
+        checked[cost] = round(without.at(sizes[LARGE]) / seen[LARGE][cost], 2)
+    return RoadCosts(**fitted), checked
+
+
 def record_all(measured):
     """The file and the closing line; `growth` is by how many powers of ten a figure grows where items and pairs grow by one."""
     small, large = measured[SMALL], measured[LARGE]
@@ -93,9 +129,12 @@ def record_all(measured):
         "rounds": ROUNDS,
     }
     workers = [large["score"]["memory"]["ScoreActor"]["own"], measured["1e5-1e7"]["score"]["memory"]["ScoreActor"]["own"]]
+    rates = read("rates", "rates")["rates"]
+    costs, checked = fit_costs(measured, rates)
+    figures = {"settings": settings, "sizes": sizes, "growth_in_seconds": growth, "measured": measured, "rates": rates}
     record(
         "scale",
-        {"settings": settings, "sizes": sizes, "growth_in_seconds": growth, "measured": measured, **read("rates", "rates")},
+        figures | {"costs": costs.model_dump(), "largest_predicted_over_measured": checked},
         **{f"{stage}_s": round(large[stage]["seconds"]) for stage in large if stage != "corpus"},
         score_growth=growth["score"],
         factorize_growth=growth["factorize"],
