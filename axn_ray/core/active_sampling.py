@@ -18,6 +18,7 @@ from axn_ray.core.tokens import Int32Array
 
 ROUNDS = 3
 ITERATIONS = 6
+FITTED = 4000  # queries that the fit in between looks at; it is to point to items, not to be kept
 
 Pairs = tuple[Int32Array, Int32Array]
 
@@ -53,9 +54,14 @@ class ActiveModel:
     ) -> "ActiveModel":
         """Fit to the first scores over the dual-encoder's embeddings (n_items, dim), (n_queries, dim).
 
+        Where there are many queries, to those of `FITTED` of them, evenly spaced.
+
         Raises:
             FitError, InputError: see `fit_bayes` and `FitInputs`.
         """
+        n_queries = observed.n_queries
+        rows = np.linspace(0, n_queries - 1, min(n_queries, FITTED)).astype(np.int64)
+        observed, query_embeddings = observed.take(rows), query_embeddings[rows]
         scale = FitInputs(observed, item_embeddings, query_embeddings).fit_scale()
         data = TrainData(ItemFeatures(item_embeddings), query_embeddings, observed, scale)
         return cls(fit_model(data, ITERATIONS, spread), scale)

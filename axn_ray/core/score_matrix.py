@@ -54,6 +54,12 @@ class ScoreMatrix:
         indptr = self.indptr[rows.start : rows.stop + 1] - first
         return ScoreMatrix(indptr, self.item_index[first:last], self.scores[first:last], self.n_items)
 
+    def take(self, rows: npt.NDArray[np.int64]) -> "ScoreMatrix":
+        """These rows (n,) in this order, with all columns."""
+        indptr = np.concatenate([[0], np.cumsum(np.diff(self.indptr)[rows])]).astype(np.int64)
+        taken = np.repeat(self.indptr[rows] - indptr[:-1], np.diff(indptr)) + np.arange(indptr[-1])
+        return ScoreMatrix(indptr, self.item_index[taken], self.scores[taken], self.n_items)
+
     @classmethod
     def from_triples(
         cls, query_index: Int32Array, item_index: Int32Array, scores: FloatArray, n_queries: int, n_items: int

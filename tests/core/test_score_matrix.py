@@ -17,6 +17,14 @@ def test_rows_come_sorted_and_a_stored_zero_is_a_score():
     assert (matrix.n_queries, matrix.n_observed, matrix.query_index.tolist()) == (3, 3, [0, 0, 2])
 
 
+def test_taken_rows_come_in_their_order_with_all_that_was_observed():
+    matrix = ScoreMatrix(np.array([0, 2, 2, 5]), np.array([0, 3, 1, 2, 3], np.int32), np.arange(5, dtype=np.float32), 4)
+    taken = matrix.take(np.array([2, 1, 0]))
+    assert [tuple(map(list, taken.row(query))) for query in range(3)] == [([1, 2, 3], [2, 3, 4]), ([], []), ([0, 3], [0, 1])]
+    assert (taken.n_queries, taken.n_items, taken.n_observed) == (3, 4, 5)
+    assert matrix.take(np.array([1])).n_observed == 0
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
