@@ -22,6 +22,7 @@ BLOCK_SCORES = 1 << 24  # 64 MB of float32
 BLOCK_QUERIES = 64
 CHUNK = 64
 HELD = 1 << 28  # bytes of float32 up to which float16 items are converted once; more stay as they are, in a file perhaps
+GPU_MOST = 2048  # items that FAISS finds on a GPU
 CONVERTED = 2048  # float16 rows become float32 in pieces that stay in the cache
 
 
@@ -152,7 +153,7 @@ def nearest_items(item_embeddings: FloatArray, query_embeddings: FloatArray, k: 
         return top_k(item_embeddings, query_embeddings, k)
     import faiss
 
-    if not hasattr(faiss, "StandardGpuResources"):
+    if not hasattr(faiss, "StandardGpuResources") or k > GPU_MOST:
         return top_k(item_embeddings, query_embeddings, k)
     _check_shapes(item_embeddings, query_embeddings, k)
     items, queries = (np.ascontiguousarray(array, dtype=np.float32) for array in (item_embeddings, query_embeddings))

@@ -80,7 +80,7 @@ class RoadConfig(SizingConfig):
 
 
 def size_road(config: RoadConfig, costs: RoadCosts) -> dict[str, float]:
-    """Hours of each step, one after the other, and the `driver` bytes.
+    """Hours of each step, one after the other, and of the `whole`; bytes of the `driver` and of a `worker`.
 
     embed and cross_encoder are divided by the workers' rates, choose by the workers; the rest is as it was measured.
     """
