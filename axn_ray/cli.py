@@ -5,6 +5,7 @@ import typer
 import axn_ray
 from jobs import (
     advise,
+    distill,
     embed,
     evaluate,
     export_corpus,
@@ -46,6 +47,7 @@ app.command("embed")(embed.command)
 app.command("score")(score.command)
 app.command("import-scores")(import_scores.command)
 app.command("export-scores")(export_scores.command)
+app.command("distill")(distill.command)
 app.command("factorize")(factorize.command)
 app.command("search")(search.command)
 app.command("serve")(serve.command)

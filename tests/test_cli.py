@@ -59,7 +59,7 @@ def test_version_and_help_in_a_process_of_their_own():
 
 
 def test_every_stage_explains_itself():
-    for stage in ("demo", "embed", "score", "factorize", "search", "evaluate", "advise", "train-cross-encoder"):
+    for stage in ("demo", "embed", "score", "distill", "factorize", "search", "evaluate", "advise", "train-cross-encoder"):
         result = CliRunner().invoke(app, [stage, "--help"])
         assert result.exit_code == 0, stage
         assert "--" in result.output

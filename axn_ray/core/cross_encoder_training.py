@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from axn_ray.core.index import nearest_items
 from axn_ray.core.models import MINILM, choose_dtype, locate_model
 from axn_ray.core.tokens import Int32Array
-from axn_ray.errors import FitError, InputError
+from axn_ray.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -86,26 +86,6 @@ def new_adapter(config: CrossEncoderTrainingConfig) -> tuple[Any, Any]:
     return get_peft_model(base, lora), AutoTokenizer.from_pretrained(source)
 
 
-def new_optimizer(model: Any, config: CrossEncoderTrainingConfig) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW with a linear warm-up over 5 % of the steps and a linear decay to zero."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.01)
-    warm_up = max(1, config.steps // 20)
-
-    def factor(step: int) -> float:
-        return min((step + 1) / warm_up, (config.steps - step) / max(1, config.steps - warm_up))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def rows_of_step(step: int, n_queries: int, config: CrossEncoderTrainingConfig) -> npt.NDArray[np.int64]:
-    """The queries of one step, in passes over all queries, each pass in an order of its own."""
-    steps_per_pass = max(1, n_queries // config.queries_per_step)
-    order = np.random.default_rng([config.seed, step // steps_per_pass]).permutation(n_queries)
-    start = (step % steps_per_pass) * config.queries_per_step
-    return order[start : start + config.queries_per_step]
-
-
 def listwise_loss(
     model: Any, tokenizer: Any, queries: Sequence[str], candidates: Sequence[Sequence[str]], max_length: int
 ) -> torch.Tensor:
@@ -121,16 +101,6 @@ def listwise_loss(
         logits = model(**batch).logits
     logits = logits.float().view(len(queries), width)
     return torch.nn.functional.cross_entropy(logits, torch.zeros(len(queries), dtype=torch.long, device=device))
-
-
-def check_loss(loss: float, step: int) -> None:
-    """Stop a diverged run.
-
-    Raises:
-        FitError: the loss is NaN or infinite.
-    """
-    if not np.isfinite(loss):
-        raise FitError(f"the loss is {loss} at step {step}; lower learning_rate")
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, config: CrossEncoderTrainingConfig) -> None:

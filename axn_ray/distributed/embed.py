@@ -101,6 +101,8 @@ def embed(config: EmbedConfig, out: Path) -> EmbeddedCorpus:
         InputError: see `read_items`, `read_queries`, `choose_queries`.
         ModelError: the dual-encoder cannot be loaded.
     """
+    if Path(config.dual_encoder).is_dir():  # it is to be found from anywhere
+        config = config.model_copy(update={"dual_encoder": str(Path(config.dual_encoder).resolve())})
     items = read_items(config.items, config.world)
     queries = read_queries(config.queries, config.world)
     splits = read_splits(config.queries, queries) or assign_splits(queries, config.dev_queries, config.test_queries)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from axn_ray.core.artifact import (
     MANIFEST,
+    Manifest,
     check_replaceable,
     check_same_inputs,
     hash_file,
@@ -61,12 +62,7 @@ def factorize_scores(
     """
     check_replaceable(out)
     corpus, manifest = load_embedded_corpus(embeddings), read_manifest(scores, "scores")
-    check_same_inputs(scores, manifest, {"items": corpus.items.fingerprint})
-    query_ids = read_query_ids(scores)
-    unknown = [query_id for query_id in query_ids if query_id not in corpus.queries.index_of]
-    if unknown:
-        raise ArtifactError(f"{scores} knows query {unknown[0]!r}, {embeddings} does not; score the embedded queries")
-    rows = np.array([corpus.queries.index_of[query_id] for query_id in query_ids], dtype=np.int64)
+    rows = find_queries(corpus, embeddings, scores, manifest)
     made_from = {**manifest.made_from, "dual_encoder": corpus.dual_encoder}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts:
@@ -89,6 +85,20 @@ def factorize_scores(
         with new_artifact(out, describe_factorization(fitted, config, made_from)) as folder:
             save_factorization(folder, fitted)
     return load_factorization(out)
+
+
+def find_queries(corpus: EmbeddedCorpus, embeddings: Path, scores: Path, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """The rows in `embeddings` of the queries of `scores`, (n_queries,).
+
+    Raises:
+        ArtifactError: scores of other items or queries than those embedded.
+    """
+    check_same_inputs(scores, manifest, {"items": corpus.items.fingerprint})
+    query_ids = read_query_ids(scores)
+    unknown = [query_id for query_id in query_ids if query_id not in corpus.queries.index_of]
+    if unknown:
+        raise ArtifactError(f"{scores} knows query {unknown[0]!r}, {embeddings} does not; score the embedded queries")
+    return np.array([corpus.queries.index_of[query_id] for query_id in query_ids], dtype=np.int64)
 
 
 def index_words(corpus: EmbeddedCorpus, rows: npt.NDArray[np.int64]) -> Words | None:

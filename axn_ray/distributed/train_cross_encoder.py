@@ -12,8 +12,7 @@ import ray
 import ray.train
 import torch
 from pydantic import Field
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, prepare_model
+from ray.train.torch import prepare_model
 
 from axn_ray import sample
 from axn_ray.core import cross_encoder_training as training
@@ -24,12 +23,12 @@ from axn_ray.core.cross_encoder_training import CrossEncoderTrainingConfig
 from axn_ray.core.embedded_corpus import read_splits
 from axn_ray.core.models import MINILM
 from axn_ray.core.tokens import Int32Array
+from axn_ray.core.train_steps import new_optimizer, rows_of_step
 from axn_ray.distributed.embed import embed_texts
+from axn_ray.distributed.train_steps import MODEL, run_steps, train_steps
 from axn_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-REPORT_EVERY = 50
 
 
 class TrainCrossEncoderConfig(CrossEncoderTrainingConfig):
@@ -72,28 +71,19 @@ def train_cross_encoder(config: TrainCrossEncoderConfig, out: Path, storage: Pat
     examples = _mine(config, config.world, "train", needed)
     logger.info("training on %d queries x %d candidates", *examples.candidates.shape)
     made_from = {"items": examples.items.fingerprint, "queries": examples.queries.fingerprint}
-    trainer = TorchTrainer(
-        _train_loop,
-        train_loop_config={
-            "config": config.training.model_dump(),
-            "threads": config.threads,
-            "queries": ray.put(examples.queries.texts),
-            "items": ray.put(examples.items.full_texts),
-            "candidates": ray.put(examples.candidates),
-        },
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=torch.cuda.is_available()),
-        run_config=RunConfig(
-            name=f"cross-encoder-{hash_json({**made_from, **config.training.model_dump()})[:12]}",
-            storage_path=str(storage.resolve()),
-            failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    result = trainer.fit()
+    loop_config = {
+        "config": config.training.model_dump(),
+        "threads": config.threads,
+        "queries": ray.put(examples.queries.texts),
+        "items": ray.put(examples.items.full_texts),
+        "candidates": ray.put(examples.candidates),
+    }
+    name = f"cross-encoder-{hash_json({**made_from, **config.training.model_dump()})[:12]}"
+    result = run_steps(_train_loop, loop_config, name, config.workers, storage)
     counts = {"queries": len(examples.queries), **result.metrics}
     with tempfile.TemporaryDirectory() as kept, result.checkpoint.as_directory() as checkpoint:
         adapter = Path(kept) / "adapter"
-        shutil.copytree(Path(checkpoint) / "adapter", adapter)
+        shutil.copytree(Path(checkpoint) / MODEL, adapter)
         if config.check_world:
             counts["pick_accuracy"] = _check(config, adapter)
             logger.info("picks the labelled item among %d for %.3f of held-out queries", examples.candidates.shape[1],
@@ -148,46 +138,14 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     queries, items, candidates = ray.get([loop_config[name] for name in ("queries", "items", "candidates")])
     model, tokenizer = training.new_adapter(config)
     wrapped = prepare_model(model)
-    optimizer, schedule = training.new_optimizer(model, config)
-    losses: list[float] = []
-    for step in range(_restore(model, optimizer, schedule), config.steps):
-        rows = training.rows_of_step(step, len(queries), config)[rank::world]
+    optimizer, schedule = new_optimizer(model, config.learning_rate, config.steps)
+
+    def loss_of(step: int) -> torch.Tensor:
+        rows = rows_of_step(step, len(queries), config.queries_per_step, config.seed)[rank::world]
         texts = [[items[i] for i in candidates[r]] for r in rows]
-        loss = training.listwise_loss(wrapped, tokenizer, [queries[r] for r in rows], texts, config.max_length)
-        losses.append(float(loss))
-        training.check_loss(losses[-1], step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
-            metrics = {"step": step + 1, "loss": float(np.mean(losses))}
-            losses = []
-            with tempfile.TemporaryDirectory() as folder:
-                if rank == 0:
-                    _save(Path(folder), model, tokenizer, optimizer, schedule, step + 1, config)
-                ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if rank == 0 else None)
+        return training.listwise_loss(wrapped, tokenizer, [queries[r] for r in rows], texts, config.max_length)
 
+    def save(folder: Path) -> None:
+        training.save_adapter(model, tokenizer, folder, config)
 
-def _save(
-    folder: Path, model: Any, tokenizer: Any, optimizer: Any, schedule: Any, step: int, config: CrossEncoderTrainingConfig
-) -> None:
-    """Write the adapter as it will ship, and the exact state to go on from."""
-    (folder / "adapter").mkdir()
-    training.save_adapter(model, tokenizer, folder / "adapter", config)
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    state = {"model": trained, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step}
-    torch.save(state, folder / "state.pt")
-
-
-def _restore(model: Any, optimizer: Any, schedule: Any) -> int:
-    """Load the newest checkpoint of this run, if there is one; returns the steps done."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / "state.pt", weights_only=True)
-    model.load_state_dict(state["model"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["step"])
+    train_steps(model, optimizer, schedule, config.steps, loss_of, save)

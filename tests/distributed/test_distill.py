@@ -1,0 +1,76 @@
+"""The distill stage on Ray Train: what it ships is an artifact that the embed stage takes, and has learned the scores."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from axn_ray.core.artifact import check_files, read_manifest
+from axn_ray.core.dual_encoder import DualEncoder
+from axn_ray.core.score_store import load_scores
+from axn_ray.distributed.distill import DistillConfig, distill
+from axn_ray.distributed.embed import EmbedConfig, embed
+from axn_ray.distributed.score import ScoreConfig, score
+from axn_ray.errors import ArtifactError
+from tests.distributed.students import make_student
+
+CONFIG = DistillConfig(epochs=60, queries_per_step=4, items_per_query=6, learning_rate=2e-3, threads=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, ray_session, tiny_cross_encoder):
+    """Twelve train queries and nine items, embedded by a tiny dual-encoder and scored by a tiny cross-encoder."""
+    folder = tmp_path_factory.mktemp("world")
+    words = ["tree", "fire", "bank", "song", "river", "stone", "light", "house", "night"]
+    pq.write_table(pa.table({"item_id": words, "text": [f"the {word} of words" for word in words]}), folder / "items.parquet")
+    asked = [f"what is a {words[n % 9]} and a {words[(n * n + 1) % 9]}" for n in range(14)]
+    split = ["train"] * 12 + ["dev", "test"]
+    pq.write_table(
+        pa.table({"query_id": [f"q{n}" for n in range(14)], "text": asked, "split": split}), folder / "queries.parquet"
+    )
+    files = {"items": folder / "items.parquet", "queries": folder / "queries.parquet"}
+    corpus = embed(EmbedConfig(**files, dual_encoder=make_student(folder), dtype="float32"), folder / "embeddings")
+    plain = {"per_query": 6, "random_share": 0.5, "active_share": 0.0}
+    score(corpus, ScoreConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", **plain), folder / "scores")
+    return folder
+
+
+def agreement(world, dual_encoder):
+    """Mean correlation of a query's inner products with its observed scores."""
+    corpus, observed = load_scores(world / "scores"), DualEncoder(dual_encoder, "float32")
+    items = pq.read_table(world / "items.parquet")
+    queries = dict(zip(*pq.read_table(world / "queries.parquet").to_pydict().values(), strict=False))
+    embedded = observed.embed_items(items["text"].to_pylist())
+    found = []
+    for row, name in enumerate(corpus.query_ids):
+        index, scores = corpus.matrix.row(row)
+        found.append(np.corrcoef(embedded[index] @ observed.embed_queries([queries[name]])[0], scores)[0, 1])
+    return float(np.mean(found))
+
+
+def test_what_it_ships_has_learned_the_scores_on_any_number_of_workers(world, tmp_path):
+    at = world / "embeddings", world / "scores"
+    counts = distill(CONFIG, *at, tmp_path / "one", tmp_path / "storage")
+    assert (counts["queries"], counts["step"]) == (12, 180)
+    manifest = read_manifest(tmp_path / "one", "dual_encoder")
+    check_files(tmp_path / "one", manifest)
+    before, after = agreement(world, str(world / "student")), agreement(world, str(tmp_path / "one"))
+    assert after > max(0.8, before + 0.2)
+    distill(CONFIG.model_copy(update={"workers": 2}), *at, tmp_path / "two", tmp_path / "storage two")
+    texts = ["the tree of words", "what is a bank"]
+    one, two = (DualEncoder(str(tmp_path / name), "float32").embed_items(texts) for name in ("one", "two"))
+    np.testing.assert_allclose(one, two, atol=0.05)
+
+    # The embed stage takes it, and the folder's place is kept as an absolute path.
+    files = {"items": world / "items.parquet", "queries": world / "queries.parquet"}
+    corpus = embed(EmbedConfig(**files, dual_encoder=str(tmp_path / "one"), dtype="float32"), tmp_path / "embeddings")
+    np.testing.assert_allclose(corpus.item_embeddings[:1], one[:1], atol=1e-5)
+
+
+def test_scores_of_another_corpus_are_refused(world, tmp_path):
+    pq.write_table(pa.table({"item_id": ["x"], "text": ["another"]}), tmp_path / "items.parquet")
+    files = {"items": tmp_path / "items.parquet", "queries": world / "queries.parquet"}
+    embed(EmbedConfig(**files, dual_encoder=str(world / "student")), tmp_path / "embeddings")
+    with pytest.raises(ArtifactError, match="items"):
+        distill(CONFIG, tmp_path / "embeddings", world / "scores", tmp_path / "out", tmp_path / "storage")
+    assert not (tmp_path / "out").exists()
