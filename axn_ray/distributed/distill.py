@@ -74,7 +74,7 @@ def distill(config: DistillConfig, embeddings: Path, scores: Path, out: Path, st
         "observed": ray.put(observed.take(taught)),
     }
     run_name = f"distill-{hash_json({**made_from, **config.distillation.model_dump()})[:12]}"
-    result = run_steps(_train_loop, loop_config, run_name, config.workers, storage)
+    result = run_steps(_train_loop, loop_config, "distill", run_name, config.workers, storage)
     counts = {"queries": len(taught), **result.metrics}
     described = {**config.model_dump(mode="json"), "dual_encoder": corpus.dual_encoder}
     sealed = Manifest(kind="dual_encoder", config=described, counts=counts, made_from=made_from)
@@ -105,4 +105,7 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
             scores.append(values[chosen])
         return distillation_loss(wrapped, student, [queries[row] for row in rows], texts, scores, config.temperature)
 
-    train_steps(student, optimizer, schedule, config.steps(len(queries)), loss_of, lambda folder: student.save(str(folder)))
+    def save(folder: Path) -> None:
+        student.save(str(folder))
+
+    train_steps(student, optimizer, schedule, config.steps(len(queries)), loss_of, save, loop_config["queue"])

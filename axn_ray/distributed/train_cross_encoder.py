@@ -79,7 +79,7 @@ def train_cross_encoder(config: TrainCrossEncoderConfig, out: Path, storage: Pat
         "candidates": ray.put(examples.candidates),
     }
     name = f"cross-encoder-{hash_json({**made_from, **config.training.model_dump()})[:12]}"
-    result = run_steps(_train_loop, loop_config, name, config.workers, storage)
+    result = run_steps(_train_loop, loop_config, "cross-encoder", name, config.workers, storage)
     counts = {"queries": len(examples.queries), **result.metrics}
     with tempfile.TemporaryDirectory() as kept, result.checkpoint.as_directory() as checkpoint:
         adapter = Path(kept) / "adapter"
@@ -148,4 +148,4 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     def save(folder: Path) -> None:
         training.save_adapter(model, tokenizer, folder, config)
 
-    train_steps(model, optimizer, schedule, config.steps, loss_of, save)
+    train_steps(model, optimizer, schedule, config.steps, loss_of, save, loop_config["queue"])

@@ -5,9 +5,6 @@
 
 import logging
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,6 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,6 +28,7 @@ from axn_ray.core.gradient_fit import GradientFit, read_shared_state
 from axn_ray.core.row_parts import RowParts, write_part
 from axn_ray.core.score_matrix import ScoreScale
 from axn_ray.core.towers import GatedTower, split_towers
+from axn_ray.distributed.train_steps import lines_logged
 from axn_ray.errors import AxnError, FitError
 
 logger = logging.getLogger(__name__)
@@ -69,7 +65,7 @@ def train_factorization(
             num_to_keep=1, checkpoint_score_attribute="held_out_rmse", checkpoint_score_order="min"
         ),
     )
-    with _epochs_logged(config) as queue:
+    with lines_logged(config.method) as queue:
         loop_config = {"inputs": inputs, "config": config.model_dump(), "threads": threads, "queue": queue}
         scaling = scale_workers(num_workers, threads)
         result = TorchTrainer(_train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config).fit()
@@ -113,27 +109,6 @@ def scale_workers(num_workers: int | tuple[int, int], threads: int) -> ScalingCo
             *(fewest, threads, needed, there),
         )
     return ScalingConfig(num_workers=num_workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": threads})
-
-
-@contextmanager
-def _epochs_logged(config: FactorizationConfig) -> Iterator[Queue]:
-    """A queue whose entries, one per epoch, the driver logs as they come."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # not where it could be lost
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-    def log() -> None:
-        for epoch in iter(queue.get, None):
-            logger.info("%s, %s", config.method, epoch)
-
-    logger.info("%s: starting the workers", config.method)
-    thread = threading.Thread(target=log, daemon=True)
-    thread.start()
-    try:
-        yield queue
-    finally:
-        queue.put(None)
-        thread.join()
-        queue.shutdown()
 
 
 def _train_loop(loop_config: dict[str, Any]) -> str | None:

@@ -1,26 +1,58 @@
 """A training of so many steps on Ray Train: checkpointed, and taken up again where it was left."""
 
+import logging
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from axn_ray.core.train_steps import check_loss
 
-REPORT_EVERY = 50
+logger = logging.getLogger(__name__)
+
+LOG_EVERY, REPORT_EVERY = 10, 50  # steps
 MODEL = "model"  # the folder of a checkpoint that holds the model as it will ship
 
 
-def run_steps(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], name: str, workers: int, storage: Path) -> Any:
+@contextmanager
+def lines_logged(what: str) -> Iterator[Queue]:
+    """A queue whose entries, lines of text, the driver logs as they come from the workers."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # not where it could be lost
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+    def log() -> None:
+        for line in iter(queue.get, None):
+            logger.info("%s, %s", what, line)
+
+    logger.info("%s: starting the workers", what)
+    thread = threading.Thread(target=log, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        queue.put(None)
+        thread.join()
+        queue.shutdown()
+
+
+def run_steps(
+    loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any], what: str, name: str, workers: int, storage: Path
+) -> Any:
     """Run `loop` in so many workers, one GPU each where there are any; the result of Ray Train.
 
-    Checkpoints go to `storage` under `name`; the same ones go on where an earlier call stopped.
+    Checkpoints go to `storage` under `name`; the same ones go on where an earlier call stopped. The loop gets a `queue` beside
+    its `loop_config`, whose lines are logged as those of `what`.
     """
     run_config = RunConfig(
         name=name,
@@ -29,7 +61,9 @@ def run_steps(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any
         checkpoint_config=CheckpointConfig(num_to_keep=1),
     )
     scaling = ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available())
-    return TorchTrainer(loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config).fit()
+    with lines_logged(what) as queue:
+        given = {**loop_config, "queue": queue}
+        return TorchTrainer(loop, train_loop_config=given, scaling_config=scaling, run_config=run_config).fit()
 
 
 def train_steps(
@@ -39,8 +73,9 @@ def train_steps(
     steps: int,
     loss_of: Callable[[int], torch.Tensor],
     save: Callable[[Path], None],
+    queue: Queue,
 ) -> None:
-    """In a worker: what is left of `steps` steps. `save` writes the model as it will ship; only rank 0 does.
+    """In a worker: what is left of `steps` steps. `save` writes the model as it will ship; only rank 0 does, and fills `queue`.
 
     Raises:
         FitError: the loss is NaN or infinite.
@@ -54,6 +89,8 @@ def train_steps(
         loss.backward()
         optimizer.step()
         schedule.step()
+        if is_first and ((step + 1) % LOG_EVERY == 0 or step + 1 == steps):
+            queue.put(f"step {step + 1} of {steps}, loss {np.mean(losses[-LOG_EVERY:]):.4f}")
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == steps:
             metrics = {"step": step + 1, "loss": float(np.mean(losses))}
             losses = []

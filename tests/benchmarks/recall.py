@@ -7,6 +7,7 @@
 fixed     the verbs, 13,767 items: 2000 train queries x 100 items, 100 test queries (shipped truth), settings fixed beforehand.
 verbs     the same with all rivals, and what is free chosen on 50 dev queries, whose truth is scored here and serves ANNCUR and
           ADACUR as dense rows. One cross-encoder, engine included, must make all: where bfloat16 is not the default, this stops.
+distilled the same world and scores: the dual-encoder learns from them first (`axn distill`), then the closed form is fitted.
 sweep     the same world: 100, 500, 2000 train queries x 25, 50, 100, 200 items, all from one scored superset.
 artifact  noun.artifact, 11,587 items: its 785 train queries x 100, 100 test queries; settings chosen by the verbs' dev queries.
 all       all 117,659 items: 2000 train queries x 100, 24 test queries; the same settings.
@@ -24,6 +25,7 @@ from axn_ray.core.choice import GRID
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.distributed.cluster import join_cluster
+from axn_ray.distributed.distill import DistillConfig, distill
 from axn_ray.distributed.embed import EmbedConfig, embed
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
@@ -32,7 +34,7 @@ from axn_ray.distributed.score import ScoreConfig, score
 from tests.benchmarks import recall_record
 
 OUT = Path("runs/bench-recall")
-SECTIONS = ("fixed", "verbs", "sweep", "artifact", "all", "record")
+SECTIONS = ("fixed", "verbs", "distilled", "sweep", "artifact", "all", "record")
 BUDGETS = [50, 100, 200, 500]
 KS = [1, 10, 100]
 ROUNDS = [10]
@@ -135,6 +137,26 @@ def verbs(known):
     judge(world, folder / "rounds", {"methods": ["axn_pinv_mf_ind", "axn_bayes"], "rounds": [2, 5, 20]})
 
 
+def distilled(known):
+    """The closed form over the embeddings of a dual-encoder that has learned the same scores."""
+    world = WORLDS["verbs"]
+    prepare(world, known)
+    folder, scores = world.folder / "distilled", world.folder / FITS["bayes"]
+    student = folder / "dual_encoder"
+    make(student, distill, DistillConfig(), world.folder / "embeddings", scores, student, folder / "storage")
+    config = EmbedConfig(world=world.worlds, train_queries=world.train_queries, dual_encoder=str(student))
+    make(folder / "embeddings", embed, config, folder / "embeddings")
+    fit(folder / "embeddings", scores, "bayes", folder / "bayes")
+    plan = EvaluateConfig(methods=["rnr_de", "axn_pinv_de", "axn_bayes"], rounds=ROUNDS, budgets=BUDGETS, k=KS)
+    inputs = folder / "embeddings", world.truth, {"bayes": folder / "bayes"}
+    make(folder / "evaluation", examine, plan, *inputs, folder / "evaluation")
+    make_dev_truth(world, known)
+    plan = EvaluateConfig(choose=True, methods=["axn_bayes"], rounds=ROUNDS, budgets=BUDGETS, k=KS)
+    for name, where in (("dev", folder), ("dev_plain", world.folder)):  # the dev queries choose between them
+        inputs = where / "embeddings", world.folder / "dev_truth", {"bayes": where / "bayes"}
+        make(folder / name, examine, plan, *inputs, folder / name)
+
+
 def make_dev_truth(world, known):
     """Exact scores of the dev queries."""
     corpus, config = load_embedded_corpus(world.folder / "embeddings"), ScoreConfig(split="dev", choice="all", known_scores=known)
@@ -195,6 +217,8 @@ def main():
                 fixed(given.known)
             case "verbs":
                 verbs(given.known)
+            case "distilled":
+                distilled(given.known)
             case "sweep":
                 sweep(given.known)
             case "record":

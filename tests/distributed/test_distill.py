@@ -39,7 +39,8 @@ def agreement(world, dual_encoder):
     """Mean correlation of a query's inner products with its observed scores."""
     corpus, observed = load_scores(world / "scores"), DualEncoder(dual_encoder, "float32")
     items = pq.read_table(world / "items.parquet")
-    queries = dict(zip(*pq.read_table(world / "queries.parquet").to_pydict().values(), strict=False))
+    table = pq.read_table(world / "queries.parquet")
+    queries = dict(zip(table["query_id"].to_pylist(), table["text"].to_pylist(), strict=True))
     embedded = observed.embed_items(items["text"].to_pylist())
     found = []
     for row, name in enumerate(corpus.query_ids):
@@ -54,17 +55,16 @@ def test_what_it_ships_has_learned_the_scores_on_any_number_of_workers(world, tm
     assert (counts["queries"], counts["step"]) == (12, 180)
     manifest = read_manifest(tmp_path / "one", "dual_encoder")
     check_files(tmp_path / "one", manifest)
-    before, after = agreement(world, str(world / "student")), agreement(world, str(tmp_path / "one"))
-    assert after > max(0.8, before + 0.2)
     distill(CONFIG.model_copy(update={"workers": 2}), *at, tmp_path / "two", tmp_path / "storage two")
-    texts = ["the tree of words", "what is a bank"]
-    one, two = (DualEncoder(str(tmp_path / name), "float32").embed_items(texts) for name in ("one", "two"))
-    np.testing.assert_allclose(one, two, atol=0.05)
+    before = agreement(world, str(world / "student"))
+    assert min(agreement(world, str(tmp_path / name)) for name in ("one", "two")) > before + 0.3
 
     # The embed stage takes it, and the folder's place is kept as an absolute path.
     files = {"items": world / "items.parquet", "queries": world / "queries.parquet"}
     corpus = embed(EmbedConfig(**files, dual_encoder=str(tmp_path / "one"), dtype="float32"), tmp_path / "embeddings")
-    np.testing.assert_allclose(corpus.item_embeddings[:1], one[:1], atol=1e-5)
+    expected = DualEncoder(str(tmp_path / "one"), "float32").embed_items(corpus.items.full_texts)
+    np.testing.assert_allclose(corpus.item_embeddings, expected, atol=1e-5)
+    assert corpus.dual_encoder == str((tmp_path / "one").resolve())
 
 
 def test_scores_of_another_corpus_are_refused(world, tmp_path):
