@@ -24,7 +24,7 @@ from tests.cluster.manifests import (
 )
 
 KUBERNETES = kubernetes_validate.latest_version()
-NOT_KUBERNETES = {"ray-up.yaml", "sizing.yaml", "gcs-fault-tolerance.yaml"}
+NOT_KUBERNETES = {"ray-up.yaml", "sizing.yaml", "road.yaml", "gcs-fault-tolerance.yaml"}
 FILES = sorted(
     str(path.relative_to(CLUSTER)) for path in CLUSTER.rglob("*.yaml") if str(path.relative_to(CLUSTER)) not in NOT_KUBERNETES
 )

@@ -1,9 +1,11 @@
-"""cluster/README.md: its table is what the function makes of cluster/sizing.yaml, its files are there."""
+"""cluster/README.md: its tables are what the functions make of the YAML files beside it, its files are there."""
 
+import json
 import re
 
 import yaml
 
+from axn_ray.core.road_sizing import RoadConfig, RoadCosts, road_table
 from axn_ray.core.sizing import SizingConfig, sizing_table
 from tests.cluster.manifests import CLUSTER, ROOT, STAGES
 
@@ -14,6 +16,13 @@ def test_sizing_table_is_computed():
     runs = {name: SizingConfig(**run) for name, run in yaml.safe_load((CLUSTER / "sizing.yaml").read_text()).items()}
     table = README.split("<!-- table: cluster/sizing.yaml -->\n")[1].split("\n\n")[0] + "\n"
     assert table == sizing_table(runs)
+
+
+def test_road_table_is_computed_from_the_measured_costs():
+    runs = {name: RoadConfig(**run) for name, run in yaml.safe_load((CLUSTER / "road.yaml").read_text()).items()}
+    costs = RoadCosts(**json.loads((ROOT / "docs/benchmarks/scale.json").read_text())["costs"])
+    table = README.split("<!-- table: cluster/road.yaml, docs/benchmarks/scale.json -->\n")[1].split("\n\n")[0] + "\n"
+    assert table == road_table(runs, costs)
 
 
 def test_every_file_is_named_and_every_named_file_exists():
