@@ -12,7 +12,7 @@ import ray
 from ray.util.metrics import Gauge
 
 from axn_ray.core.pairs import PairScores, count_tokens
-from axn_ray.core.threaded import open_threaded
+from axn_ray.core.threaded import ThreadedScorer
 from axn_ray.core.tokens import Int32Array, TokenTable
 from axn_ray.errors import AxnError
 from serve_app.config import AppArgs
@@ -34,12 +34,12 @@ class CrossEncoderDeployment:
     def __init__(self, args: AppArgs) -> None:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._args = args
-        self._scorer, threads = open_threaded(args, args.threads or max(1, int(cpus)))
+        self._scorer = ThreadedScorer(args, args.threads or max(1, int(cpus)))
         index = open_index(args)
         self._version = index.version
         self._items = prepare_items(index.corpus.items, self._scorer, args.cache)
         self._item_tokens = count_tokens(self._items)
-        self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs, threads)
+        self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs)
         self._queued_pairs = Gauge("axn_queue_pairs", "pairs that wait for a cross-encoder replica")
         self._batch_fill = Gauge("axn_batch_fill", "tokens of the last batch as a share of batch_tokens")
 
@@ -84,8 +84,7 @@ class CrossEncoderDeployment:
         return self._describe_scores(pairs, scored)
 
     def _describe_scores(self, pairs: Pairs, scored: PairScores) -> Scored:
-        max_length: int | None = getattr(self._scorer, "max_length", None)
-        tokens = pairs.tokens + getattr(self._scorer, "n_special", 0)
+        max_length, tokens = self._scorer.max_length, pairs.tokens + self._scorer.n_special
         cut = 0 if max_length is None else int((tokens > max_length).sum())
         total = int(np.minimum(tokens, max_length or np.iinfo(np.int64).max).sum())
         return Scored(scored.scores, dict(scored.failures), cut, total, self._queue.n_queued)

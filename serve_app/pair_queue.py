@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from axn_ray.core.pairs import FloatArray, PairScorer, PairScores, gather_texts
-from axn_ray.core.threaded import ScorerThreads
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
@@ -60,32 +60,20 @@ class _Job:
 Part = tuple[_Job, Rows]
 
 
-@dataclass(eq=False)
-class _Batch:
-    parts: list[Part]
-    begun: float = field(default_factory=time.monotonic)
-
-    @property
-    def n_pairs(self) -> int:
-        return sum(len(rows) for _, rows in self.parts)
-
-
 class PairQueue:
     """Scores pairs in the order in which their requests came, one batch of each request in turn.
 
-    `scorer` is called from each of the `threads`, which take a batch whenever they are free; those that are free at one time
-    share what waits. A request with more pairs than fit into a batch lets others pass between its batches.
+    `scorer` is called from one thread. A request with more pairs than fit into a batch lets others pass between its batches.
     `max_pairs` bounds what waits; a request that finds the queue empty always gets in.
     """
 
-    def __init__(self, scorer: PairScorer, batch_tokens: int, max_pairs: int, threads: ScorerThreads) -> None:
+    def __init__(self, scorer: PairScorer, batch_tokens: int, max_pairs: int) -> None:
         self._scorer, self._batch_tokens, self._max_pairs = scorer, batch_tokens, max_pairs
         self._jobs: deque[_Job] = deque()
-        self._threads = threads
-        self._running: set[asyncio.Task[None]] = set()
-        self._n_workers = 0  # that will look for another batch
-        self._at_work: list[_Batch] = []  # the oldest first
-        self.n_queued = self.n_queued_tokens = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pair-queue")
+        self._worker: asyncio.Task[None] | None = None
+        self._busy_since: float | None = None
+        self.n_queued = self.n_at_work = 0
         self.n_batches = 0
         self.n_batched_pairs = self.n_batched_tokens = 0
         self.batch_fill = self.seconds_at_work = 0.0
@@ -94,17 +82,12 @@ class PairQueue:
     @property
     def retry_after_s(self) -> float:
         """Seconds until what waits now is done, at least 1."""
-        return max(1.0, self.n_queued / (self.pairs_per_second * self._threads.n)) if self.pairs_per_second else 1.0
+        return max(1.0, self.n_queued / self.pairs_per_second) if self.pairs_per_second else 1.0
 
     @property
     def busy_s(self) -> float:
-        """Seconds that the longest batch at work has taken so far; 0 where none is."""
-        return time.monotonic() - self._at_work[0].begun if self._at_work else 0.0
-
-    @property
-    def n_at_work(self) -> int:
-        """Pairs that are being scored."""
-        return sum(batch.n_pairs for batch in self._at_work)
+        """Seconds that the batch at work has taken so far; 0 where none is."""
+        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
     async def score(self, pairs: Pairs, *, timeout_s: float, is_admitted: bool = False) -> PairScores:
         """Score n pairs -> (n,) raw logits; NaN and a reason where a pair failed.
@@ -125,12 +108,8 @@ class PairQueue:
             return PairScores(scores)
         self._jobs.append(job)
         self.n_queued += len(pairs)
-        self.n_queued_tokens += int(pairs.tokens.sum())
-        for _ in range(self._threads.n - self._n_workers):
-            self._n_workers += 1
-            worker = asyncio.create_task(self._work())
-            self._running.add(worker)
-            worker.add_done_callback(self._running.discard)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
         try:
             async with asyncio.timeout(timeout_s):
                 return await job.answer
@@ -140,50 +119,45 @@ class PairQueue:
     def _forget(self, job: _Job) -> None:
         """Take out what a job still has in the queue."""
         job.answer.cancel()
-        self._take(job, len(job.waiting))
+        self.n_queued -= len(job.waiting)
+        job.waiting = job.waiting[:0]
         if job in self._jobs:
             self._jobs.remove(job)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while parts := self._take_batch():
-            batch = _Batch(parts)
-            self._at_work.append(batch)
+            self._busy_since = start = time.monotonic()
+            self.n_at_work = sum(len(rows) for _, rows in parts)
             try:
-                results = await loop.run_in_executor(self._threads.pool, self._score_parts, parts)
+                results = await loop.run_in_executor(self._thread, self._score_parts, parts)
             except Exception as error:  # a bug of ours must not leave callers waiting
                 logger.exception("a batch failed outside the model")
                 results = [error] * len(parts)
-            self._at_work.remove(batch)
-            self._measure(batch)
+            self._measure(parts, time.monotonic() - start)
+            self._busy_since, self.n_at_work = None, 0
             for (job, rows), result in zip(parts, results, strict=True):
                 self._deliver(job, rows, result)
-        self._n_workers -= 1
+        self._worker = None
 
     def _take_batch(self) -> list[Part]:
         """The next pairs of each waiting job in turn, while they fit; at least one pair where any waits."""
         parts: list[Part] = []
-        free = self._threads.n - len(self._at_work)
-        most = room = min(self._batch_tokens, -(-self.n_queued_tokens // free))
+        room = self._batch_tokens
         for _ in range(len(self._jobs)):
             job = self._jobs.popleft()
-            ends = np.cumsum(np.minimum(job.pairs.tokens[job.waiting], most))
+            ends = np.cumsum(np.minimum(job.pairs.tokens[job.waiting], self._batch_tokens))
             n = max(int(np.searchsorted(ends, room, side="right")), 0 if parts else 1)
             if not n:
                 self._jobs.appendleft(job)
                 break
+            parts.append((job, job.waiting[:n]))
             room -= int(ends[n - 1])
-            parts.append((job, self._take(job, n)))
+            job.waiting = job.waiting[n:]
+            self.n_queued -= n
             if len(job.waiting):
                 self._jobs.append(job)
         return parts
-
-    def _take(self, job: _Job, n: int) -> Rows:
-        """The first rows that wait, which then wait no longer."""
-        taken, job.waiting = job.waiting[:n], job.waiting[n:]
-        self.n_queued -= n
-        self.n_queued_tokens -= int(job.pairs.tokens[taken].sum())
-        return taken
 
     def _score_parts(self, parts: Sequence[Part]) -> list[PairScores | Exception]:
         """Score a batch; where the model fails on all, each request alone, for it may be one request's fault."""
@@ -225,11 +199,11 @@ class PairQueue:
         every = np.arange(sum(len(rows) for _, rows in parts), dtype=np.int32)
         return self._scorer.score_pairs(queries, items, every, every)
 
-    def _measure(self, batch: _Batch) -> None:
-        n, seconds = batch.n_pairs, time.monotonic() - batch.begun
-        tokens = sum(int(job.pairs.tokens[rows].sum()) for job, rows in batch.parts)
+    def _measure(self, parts: Sequence[Part], seconds: float) -> None:
+        n = sum(len(rows) for _, rows in parts)
+        tokens = sum(int(job.pairs.tokens[rows].sum()) for job, rows in parts)
         rate = n / max(seconds, 1e-6)
-        self.seconds_at_work += seconds / self._threads.n
+        self.seconds_at_work += seconds
         self.pairs_per_second = RATE_MEMORY * self.pairs_per_second + (1 - RATE_MEMORY) * rate if self.pairs_per_second else rate
         self.batch_fill = min(1.0, tokens / self._batch_tokens)
         self.n_batches += 1

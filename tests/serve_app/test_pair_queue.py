@@ -8,7 +8,6 @@ import pytest
 
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.pairs import PairScorer, TextPairScorer, count_tokens, gather_texts
-from axn_ray.core.threaded import ScorerThreads
 from axn_ray.errors import ModelError
 from serve_app.pair_queue import PairQueue, Pairs, QueueFullError
 from tests.serve_app.scorers import Known, known_score
@@ -58,8 +57,7 @@ def items_of(name, n, words=3):
     return [f"{name} {number}" + " w" * (words - 2) for number in range(n)]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_batches_of_several_requests_equal_the_model_alone(tiny_cross_encoder, threads):
+def test_batches_of_several_requests_equal_the_model_alone(tiny_cross_encoder):
     model = CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32"))
     rng = np.random.default_rng(0)
     words = ["tree", "fire", "sings", "walked", "a", "mountains", "of", "quickly"]
@@ -68,7 +66,7 @@ def test_batches_of_several_requests_equal_the_model_alone(tiny_cross_encoder, t
 
     async def serve():
         scorer = watched(model)
-        queue = PairQueue(scorer, batch_tokens=512, max_pairs=1000, threads=ScorerThreads(threads, 1))
+        queue = PairQueue(scorer, batch_tokens=512, max_pairs=1000)
         asked = [queue.score(pairs(scorer, query, items), timeout_s=30) for query, items in texts.items()]
         return await asyncio.gather(*asked), scorer.calls, queue
 
@@ -78,53 +76,14 @@ def test_batches_of_several_requests_equal_the_model_alone(tiny_cross_encoder, t
         np.testing.assert_allclose(answer.scores, alone[query], rtol=0, atol=2e-5)
     assert sum(calls) == 140 == queue.n_batched_pairs
     assert len(calls) < 14
-    assert queue.n_queued == queue.n_queued_tokens == queue.n_at_work == 0
-
-
-def test_threads_that_are_free_share_what_waits_and_none_waits_for_another():
-    class Held(Watched):
-        """Each call waits for a gate of its own."""
-
-        def __init__(self):
-            super().__init__(TextPairScorer(Known()))
-            self.gates = []
-
-        def score_pairs(self, queries, items, query_index, item_index):
-            self.gates.append((len(query_index), gate := threading.Event()))
-            assert gate.wait(10)
-            return self._scorer.score_pairs(queries, items, query_index, item_index)
-
-    async def serve():
-        scorer = Held()
-        queue = PairQueue(scorer, batch_tokens=40, max_pairs=1000, threads=ScorerThreads(2, 1))
-        first = asyncio.create_task(queue.score(pairs(scorer, "q", items_of("a", 6)), timeout_s=10))
-        await until(lambda: len(scorer.gates) == 2)
-        assert [n for n, _ in scorer.gates] == [3, 3]  # of 4 tokens each
-        assert (queue.n_queued, queue.n_at_work) == (0, 6)
-        second = asyncio.create_task(queue.score(pairs(scorer, "r", items_of("b", 14)), timeout_s=10))
-        await until(lambda: queue.n_queued == 14)
-        scorer.gates[1][1].set()  # the thread that is free goes on with a whole batch, then with the rest
-        await until(lambda: len(scorer.gates) == 3)
-        scorer.gates[2][1].set()
-        await until(lambda: len(scorer.gates) == 4)
-        scorer.gates[3][1].set()
-        later = await second
-        assert [n for n, _ in scorer.gates] == [3, 3, 10, 4]
-        assert (queue.n_at_work, first.done()) == (3, False)
-        assert queue.busy_s > 0
-        scorer.gates[0][1].set()
-        return await first, later
-
-    first, later = asyncio.run(serve())
-    np.testing.assert_array_equal(first.scores, expected("q", items_of("a", 6)))
-    np.testing.assert_array_equal(later.scores, expected("r", items_of("b", 14)))
+    assert queue.n_queued == 0
 
 
 def test_a_batch_holds_no_more_tokens_than_its_budget_and_takes_turns():
     async def serve():
         scorer = watched()
         scorer.gate.clear()
-        queue = PairQueue(scorer, batch_tokens=40, max_pairs=1000, threads=ScorerThreads(1, 1))
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=1000)
         first = asyncio.create_task(queue.score(pairs(scorer, "q", items_of("a", 1)), timeout_s=10))
         await until(scorer.entered.is_set)
         done = []
@@ -152,7 +111,7 @@ def test_who_leaves_takes_the_waiting_pairs_along(leave):
     async def serve():
         scorer = watched()
         scorer.gate.clear()
-        queue = PairQueue(scorer, batch_tokens=40, max_pairs=1000, threads=ScorerThreads(1, 1))
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=1000)
         held = asyncio.create_task(queue.score(pairs(scorer, "q", items_of("a", 10)), timeout_s=10))
         await until(scorer.entered.is_set)
         leaving = asyncio.create_task(
@@ -178,7 +137,7 @@ def test_a_full_queue_refuses_new_requests_and_lets_later_rounds_in():
     async def serve():
         scorer = watched()
         scorer.gate.clear()
-        queue = PairQueue(scorer, batch_tokens=40, max_pairs=30, threads=ScorerThreads(1, 1))
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=30)
         whole = asyncio.create_task(queue.score(pairs(scorer, "q", items_of("a", 50)), timeout_s=10))  # finds it empty
         await until(lambda: queue.n_queued == 40)
         with pytest.raises(QueueFullError) as refused:
@@ -197,7 +156,7 @@ def test_a_full_queue_refuses_new_requests_and_lets_later_rounds_in():
 def test_one_bad_pair_fails_alone_and_a_broken_request_fails_alone():
     async def serve():
         scorer = watched()
-        queue = PairQueue(scorer, batch_tokens=400, max_pairs=1000, threads=ScorerThreads(1, 1))
+        queue = PairQueue(scorer, batch_tokens=400, max_pairs=1000)
         scorer.gate.clear()
         held = asyncio.create_task(queue.score(pairs(scorer, "q", ["first"]), timeout_s=10))
         await until(scorer.entered.is_set)
@@ -221,7 +180,7 @@ def test_an_overlong_item_that_the_policy_refuses_fails_alone(tiny_cross_encoder
     model = CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", overlong="error"))
 
     async def serve():
-        queue = PairQueue(model, batch_tokens=4096, max_pairs=100, threads=ScorerThreads(1, 1))
+        queue = PairQueue(model, batch_tokens=4096, max_pairs=100)
         return await queue.score(pairs(model, "a query", ["short", "long " * 90, "tree"]), timeout_s=10)
 
     answer = asyncio.run(serve())
@@ -234,7 +193,7 @@ def test_a_hanging_model_lets_callers_go_and_is_seen():
     async def serve():
         scorer = watched()
         scorer.gate.clear()
-        queue = PairQueue(scorer, batch_tokens=40, max_pairs=100, threads=ScorerThreads(1, 1))
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=100)
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 await queue.score(pairs(scorer, "q", items_of("a", 5)), timeout_s=0.05)
