@@ -143,8 +143,8 @@ def _merge(parts: list[Retrieved], n: int) -> Retrieved:
 def nearest_items(item_embeddings: FloatArray, query_embeddings: FloatArray, k: int) -> tuple[Int32Array, FloatArray]:
     """Top-k by inner product, exhaustively: items (m, dim), queries (n, dim) -> indices (n, k), scores (n, k), best first.
 
-    On a GPU by FAISS (extra `gpu`), else by `top_k`, which on a CPU takes an eighth of the time of FAISS's exhaustive search.
-    They differ in ties and rounding alone.
+    On a GPU by FAISS (extra `gpu`), else by `top_k`, which on a CPU is faster than FAISS's exhaustive search. They differ in
+    ties and rounding alone.
 
     Raises:
         InputError: see `top_k`.

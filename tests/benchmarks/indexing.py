@@ -19,6 +19,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from axn_ray import sample
+from axn_ray.core.distillation import choose_listed
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.models import MINILM, locate_model
@@ -58,7 +59,7 @@ def distil(embeddings, scores, folder, seconds_allowed=270):
         texts, targets = [], []
         for query in queries.tolist():
             items, values = observed.matrix.row(query)
-            chosen = choose_items(values, rng)
+            chosen = choose_listed(values, ITEMS_PER_STEP, rng)
             texts += [corpus.items.full_texts[item] for item in items[chosen]]
             targets.append(torch.from_numpy(values[chosen]))
         asked = [corpus.queries.texts[corpus.queries.index_of[observed.query_ids[query]]] for query in queries]
@@ -78,13 +79,6 @@ def distil(embeddings, scores, folder, seconds_allowed=270):
         "first_loss": round(float(np.mean(losses[:quarter])), 4),
         "last_loss": round(float(np.mean(losses[-quarter:])), 4),
     }
-
-
-def choose_items(values, rng):
-    """A query's best third by the CE, and others at random: `ITEMS_PER_STEP` of its items, (n,)."""
-    ranked = np.argsort(-values, kind="stable")
-    n_best = ITEMS_PER_STEP // 3
-    return np.concatenate([ranked[:n_best], rng.choice(ranked[n_best:], ITEMS_PER_STEP - n_best, replace=False)])
 
 
 def step(name, work):

@@ -54,6 +54,8 @@ def record_all(out, sweep):
         "seconds": {str(path.relative_to(out).with_suffix("")): float(path.read_text()) for path in timed},
         "settings": verbs.manifest.config["settings"],
         "targets": targets,
+        "targets_without_distillation": judge_targets(verbs, lambdas, BAYES),
+        "distilled_over_pinv": gains_over_pinv(out / "verbs/distilled/evaluation"),
         "ours": ours[0],
         "dev": dev,
         "worlds": {name: {"counts": e.manifest.counts, "summary": e.summary} for name, e in worlds.items()},
@@ -89,6 +91,13 @@ def join_distilled(verbs, folder):
     table = table.set_column(table.column_names.index("method"), "method", names)
     joined = pa.concat_tables([verbs.table, table], promote_options="permissive")
     return Evaluation(joined, [*verbs.summary, *renamed], verbs.manifest)
+
+
+def gains_over_pinv(folder):
+    """What the closed form gains over the paper's search on the same distilled embeddings, by k and B, paired by query."""
+    rows = summarize(load_evaluation(folder).table, baseline=("AXN pinv, DE", BAYES[1]))
+    kept = ("k", "budget", "gain", "gain_low", "gain_high")
+    return [{name: row[name] for name in kept} for row in rows if (row["method"], row["rounds"]) == BAYES]
 
 
 def rename(method):

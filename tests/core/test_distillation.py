@@ -62,7 +62,7 @@ def test_a_third_of_what_is_listed_is_the_best_and_the_rest_is_drawn():
     assert sorted(choose_listed(scores[:4], 9, np.random.default_rng(0)).tolist()) == [0, 1, 2, 3]
 
 
-def test_every_query_is_seen_once_an_epoch():
+def test_no_query_is_seen_twice_in_an_epoch_and_less_than_a_step_of_them_is_left_out():
     config = DistillationConfig(epochs=2, queries_per_step=4)
     steps = config.steps(13)
     assert steps == 6

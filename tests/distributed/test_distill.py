@@ -67,6 +67,15 @@ def test_what_it_ships_has_learned_the_scores_on_any_number_of_workers(world, tm
     assert corpus.dual_encoder == str((tmp_path / "one").resolve())
 
 
+def test_the_same_storage_goes_on_where_it_was_left(world, tmp_path):
+    at, config = (world / "embeddings", world / "scores"), CONFIG.model_copy(update={"epochs": 20})
+    counts = distill(config, *at, tmp_path / "one", tmp_path / "storage")
+    again = distill(config, *at, tmp_path / "again", tmp_path / "storage")  # nothing is left to do
+    assert again == counts
+    one, two = (DualEncoder(str(tmp_path / name), "float32").embed_items(["the tree"]) for name in ("one", "again"))
+    np.testing.assert_array_equal(one, two)
+
+
 def test_scores_of_another_corpus_are_refused(world, tmp_path):
     pq.write_table(pa.table({"item_id": ["x"], "text": ["another"]}), tmp_path / "items.parquet")
     files = {"items": tmp_path / "items.parquet", "queries": world / "queries.parquet"}
