@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from axn_ray.core.adaptive import Search, search
-from axn_ray.core.dual_encoder import DualEncoder
+from axn_ray.core.dual_encoder import open_dual_encoder
 from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
 from axn_ray.core.methods import METHODS
 from axn_ray.core.pairs import FloatArray
@@ -31,7 +31,7 @@ class RetrieverDeployment:
     """Adaptive search and retrieve-and-rerank over one index.
 
     Raises:
-        ArtifactError: see `open_index`.
+        ArtifactError: see `open_index` and `open_dual_encoder`.
         ModelError: the dual-encoder cannot be loaded.
     """
 
@@ -39,7 +39,7 @@ class RetrieverDeployment:
         set_up_tracing("Retriever")
         self._index = open_index(args)
         self._cross_encoder = cross_encoder
-        self._dual_encoder = DualEncoder(self._index.corpus.dual_encoder)
+        self._dual_encoder = open_dual_encoder(self._index.corpus)
         self._embed: Merged[str, FloatArray] = Merged(lambda texts: list(self._dual_encoder.embed_queries(texts)), MERGED)
         fitted, corpus = self._index.factorization, self._index.corpus
         self._retrieve: Merged[Retrieve, Retrieved] = Merged(ItemIndex(fitted.item_embeddings).retrieve, MERGED)

@@ -147,6 +147,11 @@ def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
     assert code == 0, output
     code, output = axn("score", "--embeddings", embeddings, *ce, "--split", "test", "--choice", "all", "--out", files / "truth")
     assert code == 0, output
+    for stage in ("factorize", "distill"):
+        of_truth = ["--embeddings", embeddings, "--scores", files / "truth", "--storage", files / "storage"]
+        leaked = failure(*axn(stage, *of_truth, "--out", files / "leaked"))
+        assert "holds scores of 2 dev or test queries" in leaked and "give scores of train queries alone" in leaked
+        assert not (files / "leaked").exists()
     code, output = axn(
         "factorize", "--embeddings", embeddings, "--scores", files / "scores", "--epochs", 2, "--storage", files / "storage",
         "--out", files / "bayes",

@@ -1,4 +1,4 @@
-"""The dual-encoder (DE): one unit vector per text. Knows no pairs and no cross-encoder."""
+"""The dual-encoder (DE): one unit vector per text, and whether it still embeds as it did. Knows no pairs and no cross-encoder."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +8,13 @@ import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
 
+from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.models import Dtype, choose_device, choose_dtype, locate_model
-from axn_ray.errors import ModelError
+from axn_ray.errors import ArtifactError, ModelError
 
 FloatArray = npt.NDArray[np.float32]
+COMPARED = 4  # queries that are embedded again
+SAME = 0.99  # cosine; bfloat16 and float32 differ less, a dual-encoder that was trained once more differs by more
 
 
 def _to_float(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -52,3 +55,24 @@ class DualEncoder:
         if not np.isfinite(embeddings).all():
             raise ModelError(f"dual-encoder {self.name!r} gave NaN or infinity; try dtype=float32")
         return embeddings.astype(np.float32, copy=False)
+
+
+def open_dual_encoder(corpus: EmbeddedCorpus) -> DualEncoder:
+    """The dual-encoder of these embeddings, for the queries to come.
+
+    Raises:
+        ArtifactError: it embeds the corpus' queries otherwise than it did: its folder or hub entry has changed since.
+        ModelError: the model cannot be found or read.
+    """
+    dual_encoder, known = DualEncoder(corpus.dual_encoder), corpus.query_embeddings[:COMPARED]
+    now = dual_encoder.embed_queries(corpus.queries.texts[:COMPARED])
+    if now.shape != known.shape or _cosines(now, known).min() < SAME:
+        why = f"dual-encoder {corpus.dual_encoder} has changed since it made the embeddings"
+        raise ArtifactError(f"{why}; embed and factorize again, or put the former model back")
+    return dual_encoder
+
+
+def _cosines(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Of the rows of two matrices (n, dim) -> (n,)."""
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.einsum("nd,nd->n", left, right) / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -15,7 +15,7 @@ from rich.text import Text
 from axn_ray.core.adaptive import SearchResult, run_search, search
 from axn_ray.core.artifact import check_same_inputs, hash_json, locate_folder, read_manifest
 from axn_ray.core.cross_encoder import CrossEncoderConfig
-from axn_ray.core.dual_encoder import DualEncoder
+from axn_ray.core.dual_encoder import open_dual_encoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.factorization import load_factorization
 from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
@@ -56,7 +56,7 @@ class Searcher:
     """Adaptive search over one corpus with a factorization's embeddings: ridge around its query embedding.
 
     Raises:
-        ArtifactError: the factorization was made from other items than the corpus.
+        ArtifactError: the factorization was made from other items than the corpus; see `open_dual_encoder`.
         ModelError: a model cannot be loaded.
     """
 
@@ -68,7 +68,7 @@ class Searcher:
         self._factorization = load_factorization(factorization)
         self._index = ItemIndex(self._factorization.item_embeddings)
         self._cross_encoder = open_cross_encoder(config)
-        self._dual_encoder = DualEncoder(corpus.dual_encoder)
+        self._dual_encoder = open_dual_encoder(corpus)
         self._item_tokens = self._cross_encoder.tokenize(corpus.items.full_texts)
         self._known = _KnownQueries(config.known_scores, self._cross_encoder, corpus.items.full_texts)
 

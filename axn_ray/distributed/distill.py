@@ -53,7 +53,7 @@ def distill(config: DistillConfig, embeddings: Path, scores: Path, out: Path, st
 
     Raises:
         ArtifactError: scores of other items or queries than those embedded, or a damaged artifact.
-        InputError: scores of no query.
+        InputError: scores of no query, or of dev or test queries.
         FitError: the loss diverged.
     """
     check_replaceable(out)

@@ -57,7 +57,7 @@ def factorize_scores(
 
     Raises:
         ArtifactError: scores of other items or queries than those embedded, or a damaged artifact.
-        InputError: see `FitInputs` and `ScoreScale.fit`.
+        InputError: see `find_queries`, `FitInputs` and `ScoreScale.fit`.
         FitError: the fit diverged.
     """
     check_replaceable(out)
@@ -92,13 +92,19 @@ def find_queries(corpus: EmbeddedCorpus, embeddings: Path, scores: Path, manifes
 
     Raises:
         ArtifactError: scores of other items or queries than those embedded.
+        InputError: scores of dev or test queries, which judge what is fitted to train queries.
     """
     check_same_inputs(scores, manifest, {"items": corpus.items.fingerprint})
     query_ids = read_query_ids(scores)
     unknown = [query_id for query_id in query_ids if query_id not in corpus.queries.index_of]
     if unknown:
         raise ArtifactError(f"{scores} knows query {unknown[0]!r}, {embeddings} does not; score the embedded queries")
-    return np.array([corpus.queries.index_of[query_id] for query_id in query_ids], dtype=np.int64)
+    rows = np.array([corpus.queries.index_of[query_id] for query_id in query_ids], dtype=np.int64)
+    held_out = [row for row in rows if corpus.splits[row] != "train"]
+    if held_out:
+        such = f"{len(held_out)} dev or test queries (such as {corpus.queries.ids[held_out[0]]!r})"
+        raise InputError(f"{scores} holds scores of {such}, which are to judge the fit; give scores of train queries alone")
+    return rows
 
 
 def index_words(corpus: EmbeddedCorpus, rows: npt.NDArray[np.int64]) -> Words | None:

@@ -31,9 +31,9 @@ def read_rows(evaluation):
     return pa.parquet.read_table(evaluation / "rows.parquet")
 
 
-def record(name, figures, **headline):
-    """Write docs/benchmarks/NAME.json and print the closing line."""
+def record(name, figures, target=None, **headline):
+    """Write docs/benchmarks/NAME.json and print the closing line; `target` is make's where it is not bench-NAME."""
     DOCS.mkdir(parents=True, exist_ok=True)
-    described = {"command": f"make bench-{name}", "machine": machine(), "headline": headline, **figures}
+    described = {"command": f"make {target or f'bench-{name}'}", "machine": machine(), "headline": headline, **figures}
     (DOCS / f"{name}.json").write_text(json.dumps(described, indent=1) + "\n")
     sys.stdout.write(f"BENCH {name} " + " ".join(f"{key}={value}" for key, value in headline.items()) + "\n")

@@ -1,7 +1,7 @@
 """`make bench-recall`: the benchmark of record. Sections run alone or together, and go on where they were cut off.
 
     make bench-recall                                      # everything: some hours of CE scoring on two cores
-    make bench-recall SECTIONS="fixed record"              # one world, and the documents of what there is
+    make bench-recall SECTIONS="artifact record"           # one world, and the documents of what there is
     make bench-recall KNOWN="run/scores run/other_scores"  # look pairs up by their texts before paying for them
 
 fixed     the verbs, 13,767 items: 2000 train queries x 100 items, 100 test queries (shipped truth), settings fixed beforehand.
@@ -9,9 +9,11 @@ verbs     the same with all rivals, and what is free chosen on 50 dev queries, w
           ADACUR as dense rows. One cross-encoder, engine included, must make all: where bfloat16 is not the default, this stops.
 distilled the same world and scores: the dual-encoder learns from them first (`axn distill`), then the closed form is fitted.
 sweep     the same world: 100, 500, 2000 train queries x 25, 50, 100, 200 items, all from one scored superset.
-artifact  noun.artifact, 11,587 items: its 785 train queries x 100, 100 test queries; settings chosen by the verbs' dev queries.
+artifact  noun.artifact, 11,587 items: its 785 train queries x 100, 100 test queries, with and without a distilled dual-encoder;
+          settings chosen by the verbs' dev queries.
 all       all 117,659 items: 2000 train queries x 100, 24 test queries; the same settings.
-record    docs/benchmarks/recall.{json,md} and figures from the sections that are done.
+record    documents and figures in docs/benchmarks from the sections that are done: recall (verbs and distilled), recall_artifact,
+          recall_all, recall_sweep; the others stay.
 """
 
 import argparse
@@ -125,9 +127,8 @@ def verbs(known):
     judge(world, folder / "cur", {"methods": ["anncur", "adacur"]}, dense_rows=folder / "dev_truth")
     judge(world, folder / "stops", {"methods": ["axn_bayes"], "target_recall": STOPS, "k": [10]})
     fit(folder / "embeddings", folder / "g_near", "mf_trns", folder / "mf_trns")
+    choose_settings(known)
     inputs = folder / "embeddings", folder / "dev_truth", world.fitted
-    plan = EvaluateConfig(choose=True, methods=[*GRID], rounds=ROUNDS, budgets=[100, 500], k=KS)
-    make(folder / "dev", examine, plan, *inputs, folder / "dev")
     judge(world, folder / "chosen", {"methods": ["axn_pinv_mf_trns", *GRID]}, folder / "dev")
     for k in KS:  # the paper's lambda, the best one for each k
         alone = {"methods": ["axn_blend_mf_ind"], "baseline": "axn_blend_mf_ind"}
@@ -137,10 +138,18 @@ def verbs(known):
     judge(world, folder / "rounds", {"methods": ["axn_pinv_mf_ind", "axn_bayes"], "rounds": [2, 5, 20]})
 
 
-def distilled(known):
-    """The closed form over the embeddings of a dual-encoder that has learned the same scores."""
+def choose_settings(known):
+    """What the verbs' dev queries choose of the settings that are free."""
     world = WORLDS["verbs"]
     prepare(world, known)
+    make_dev_truth(world, known)
+    plan = EvaluateConfig(choose=True, methods=[*GRID], rounds=ROUNDS, budgets=[100, 500], k=KS)
+    inputs = world.folder / "embeddings", world.folder / "dev_truth", world.fitted
+    make(world.folder / "dev", examine, plan, *inputs, world.folder / "dev")
+
+
+def distil(world):
+    """The closed form over the embeddings of a dual-encoder that has learned the same scores."""
     folder, scores = world.folder / "distilled", world.folder / FITS["bayes"]
     student = folder / "dual_encoder"
     make(student, distill, DistillConfig(), world.folder / "embeddings", scores, student, folder / "storage")
@@ -150,6 +159,14 @@ def distilled(known):
     plan = EvaluateConfig(methods=["rnr_de", "axn_pinv_de", "axn_bayes"], rounds=ROUNDS, budgets=BUDGETS, k=KS)
     inputs = folder / "embeddings", world.truth, {"bayes": folder / "bayes"}
     make(folder / "evaluation", examine, plan, *inputs, folder / "evaluation")
+
+
+def distilled(known):
+    """The verbs after distillation, and the dev queries' verdict on it."""
+    world = WORLDS["verbs"]
+    prepare(world, known)
+    distil(world)
+    folder = world.folder / "distilled"
     make_dev_truth(world, known)
     plan = EvaluateConfig(choose=True, methods=["axn_bayes"], rounds=ROUNDS, budgets=BUDGETS, k=KS)
     for name, where in (("dev", folder), ("dev_plain", world.folder)):  # the dev queries choose between them
@@ -173,10 +190,13 @@ def judge(world, out, settings, choice=None, dense_rows=None):
 def other(name, known):
     """Another world, judged with the settings that the verbs' dev queries chose."""
     world = WORLDS[name]
+    choose_settings(known)
     prepare(world, known)
     judge(world, world.folder / "evaluation", {"methods": FIXED, "known_scores": known})
     chosen = [key for key in GRID if name == "artifact" or key not in ("gar_de", "ladr_de")]  # no graph over all items
     judge(world, world.folder / "chosen", {"methods": chosen, "known_scores": known}, WORLDS["verbs"].folder / "dev")
+    if name == "artifact":
+        distil(world)
 
 
 def sweep(known):

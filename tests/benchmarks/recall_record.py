@@ -1,4 +1,4 @@
-"""What `make bench-recall` writes: one JSON with every row, tables in Markdown, and figures, from the sections that are done."""
+"""What `make bench-recall` writes: JSON with every row, tables in Markdown and figures, a set for each section that is done."""
 
 import pyarrow as pa
 
@@ -15,58 +15,129 @@ DISTILLED = ", distilled DE"  # ends the names of methods that search over its e
 # The targets: level of what the dev queries chose of ours, gain over `PAPER`; in percent, by (k, B).
 LEVELS = {(1, 100): 95, (10, 100): 78, (10, 200): 85, (10, 500): 92, (100, 500): 66}
 GAINS = {(10, 100): 14, (10, 200): 13, (10, 500): 14, (100, 500): 24}
+GAIN = ("k", "budget", "gain", "gain_low", "gain_high")
+WHAT = """Percent of the exact top k that was found, with 95 % bootstrap intervals over queries; R rounds, B CE calls per query,
+those of round 1 included."""
 SHOWN = [(k, b) for b in (100, 500) for k in (1, 10, 100)]
 
 
 def record_all(out, sweep):
-    """Write docs/benchmarks/recall.json, recall.md and the figures of the sections found below `out`."""
-    worlds = {name: load_world(out / name) for name in ("verbs", "artifact", "all") if is_done(out / name)}
-    verbs = worlds["verbs"] = join_distilled(worlds["verbs"], out / "verbs")
-    done = [k for k in (1, 10, 100) if is_done(out / "verbs", f"lambda_{k}")]
-    lambdas = {k: load_evaluation(out / "verbs" / f"lambda_{k}").summary for k in done}
-    dev = {name: load_evaluation(out / "verbs/distilled" / name).summary for name in ("dev_plain", "dev")}
+    """Write the documents of the sections found below `out`; those of sections that are not there stay as they are."""
+    if is_done(out / "verbs/distilled"):
+        record_verbs(out)
+    for name in ("artifact", "all"):
+        if is_done(out / name):
+            record_world(name, out)
+    if swept := {part: load_evaluation(folder / "evaluation") for part in sweep if is_done(folder := sweep_folder(out, part))}:
+        record_sweep(swept, out)
+
+
+def record_verbs(out):
+    """docs/benchmarks/recall.json, recall.md and their figures."""
+    folder = out / "verbs"
+    verbs = join_distilled(load_world(folder), folder)
+    done = [k for k in (1, 10, 100) if is_done(folder, f"lambda_{k}")]
+    lambdas = {k: load_evaluation(folder / f"lambda_{k}").summary for k in done}
+    dev = {name: load_evaluation(folder / "distilled" / name).summary for name in ("dev_plain", "dev")}
     ours = choose_ours(dev)
     targets = judge_targets(verbs, lambdas, ours)
-    swept = {part: load_evaluation(out / "sweep" / "{}x{}".format(*part) / "evaluation") for part in sweep if is_swept(out, part)}
     sections = [
         "# Recall: the benchmark of record\n",
-        "Made by `make bench-recall`; `recall.json` beside this file has every row. Percent of the exact top k that was found,",
-        "with 95 % bootstrap intervals over queries; R rounds, B CE calls per query, those of round 1 included.\n",
+        'Made by `make bench-recall SECTIONS="verbs distilled record"`; `recall.json` beside this file has every row.',
+        f"{WHAT}\n",
+        f"## {title('verbs', verbs)}\n",
+        compact_table(verbs.summary),
+        f"## The targets, on the verbs, of {ours[0]}\n",
+        target_table(targets),
     ]
-    for name, evaluation in worlds.items():
-        sections += [f"## {title(name, evaluation)}\n", compact_table(evaluation.summary)]
-    sections += [f"## The targets, on the verbs, of {ours[0]}\n", target_table(targets)]
-    if is_done(out / "verbs", "stops"):
-        sections += ["## The adaptive stop, on the verbs\n", stop_table(load_evaluation(out / "verbs" / "stops").summary)]
+    if is_done(folder, "stops"):
+        sections += ["## The adaptive stop, on the verbs\n", stop_table(load_evaluation(folder / "stops").summary)]
         sections += ["![the stop](recall_stop.png)\n"]
-    if is_done(out / "verbs", "rounds"):
-        several = load_evaluation(out / "verbs" / "rounds").summary
+    if is_done(folder, "rounds"):
+        several = load_evaluation(folder / "rounds").summary
         sections += ["## Fewer and more rounds, on the verbs\n", compact_table(several)]
-    if swept:
-        sections += ["## Train queries and items each, on the verbs\n", sweep_table(swept), "![the sweep](recall_sweep.png)\n"]
-        save_figure(draw_sweep(swept), DOCS / "recall_sweep")
     sections += ["## Every row of the verbs\n", markdown_table(verbs.summary)]
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "recall.md").write_text("\n".join(sections))
+    write_page("recall", sections)
     draw(verbs, out, ours)
-    timed = sorted(out.rglob("*.seconds"))
     figures = {
-        "seconds": {str(path.relative_to(out).with_suffix("")): float(path.read_text()) for path in timed},
+        "seconds": seconds_below(folder, out),
         "settings": verbs.manifest.config["settings"],
         "targets": targets,
         "targets_without_distillation": judge_targets(verbs, lambdas, BAYES),
-        "distilled_over_pinv": gains_over_pinv(out / "verbs/distilled/evaluation"),
+        "distilled_over_pinv": gains(folder / "distilled/evaluation", ("AXN pinv, DE", BAYES[1])),
         "ours": ours[0],
         "dev": dev,
-        "worlds": {name: {"counts": e.manifest.counts, "summary": e.summary} for name, e in worlds.items()},
+        "worlds": {"verbs": {"counts": verbs.manifest.counts, "summary": verbs.summary}},
         "lambda_by_k": lambdas,
-        "sweep": {"{}x{}".format(*part): evaluation.summary for part, evaluation in swept.items()},
     }
-    named = {"rnr_de": RNR, "pinv_mf_ind": PAPER, "bayes": BAYES, "ours": ours}
-    headline = {f"{name}_at10_b100": at(verbs.summary, method, 10, 100)["recall"] for name, method in named.items()}
-    rounded = {name: round(100 * value, 1) for name, value in headline.items()}
     met = sum(target["reached"] for target in targets)
-    record("recall", figures, **rounded, targets_reached=f"{met}/{len(targets)}", worlds=len(worlds), swept=len(swept))
+    record("recall", figures, **headline(verbs.summary, ours), targets_reached=f"{met}/{len(targets)}")
+
+
+def record_world(name, out):
+    """docs/benchmarks/recall_NAME.json, .md and .png of another world, whose settings the verbs' dev queries chose."""
+    folder, page = out / name, f"recall_{name}"
+    world, ours = load_world(folder), BAYES
+    if is_done(folder / "distilled"):
+        world, ours = join_distilled(world, folder), (BAYES[0] + DISTILLED, BAYES[1])
+    over_paper = [row for row in summarize(world.table, baseline=PAPER) if (row["method"], row["rounds"]) in (BAYES, ours)]
+    counts = world.manifest.counts
+    sections = [
+        f"# Recall on another world: {title(name, world)}\n",
+        f'Made by `make bench-recall SECTIONS="{name} record"`; `{page}.json` beside this file has every row.',
+        f"{WHAT} Free settings are those that the verbs' dev queries chose.\n",
+        compact_table(world.summary),
+        f"![recall against budget]({page}.png)\n",
+        f"## Gains over {PAPER[0]}, R={PAPER[1]}\n",
+        gain_table(over_paper),
+        "## Every row\n",
+        markdown_table(world.summary),
+    ]
+    write_page(page, sections)
+    save_figure(draw_recall(world.summary, f"{name}, {counts['items']:,} items", baseline=RNR), DOCS / page)
+    figures = {
+        "seconds": seconds_below(folder, out),
+        "settings": world.manifest.config["settings"],
+        "counts": counts,
+        "gains_over_paper": [{column: row[column] for column in ("method", *GAIN)} for row in over_paper],
+        "summary": world.summary,
+    }
+    if is_done(folder / "distilled"):
+        figures["distilled_over_pinv"] = gains(folder / "distilled/evaluation", ("AXN pinv, DE", BAYES[1]))
+    record(page, figures, f'bench-recall SECTIONS="{name} record"', **headline(world.summary, ours))
+
+
+def record_sweep(swept, out):
+    """docs/benchmarks/recall_sweep.json, .md and .png."""
+    sections = [
+        "# Recall by the size of the score matrix\n",
+        'Made by `make bench-recall SECTIONS="sweep record"`; `recall_sweep.json` beside this file has every row.',
+        f"{WHAT} On the verbs, over the embeddings of the dual-encoder as it is; both fits see its nearest items alone.\n",
+        sweep_table(swept),
+        "![the sweep](recall_sweep.png)\n",
+    ]
+    write_page("recall_sweep", sections)
+    save_figure(draw_sweep(swept), DOCS / "recall_sweep")
+    parts = {"{}x{}".format(*part): evaluation.summary for part, evaluation in swept.items()}
+    figures = {"seconds": seconds_below(out / "sweep", out), "sweep": parts}
+    record("recall_sweep", figures, 'bench-recall SECTIONS="sweep record"', swept=len(swept))
+
+
+def write_page(name, sections):
+    DOCS.mkdir(parents=True, exist_ok=True)
+    (DOCS / f"{name}.md").write_text("\n".join(sections))
+
+
+def seconds_below(folder, out):
+    """Of every step of a section, by its path below `out`."""
+    timed = sorted(folder.rglob("*.seconds"))
+    return {str(path.relative_to(out).with_suffix("")): float(path.read_text()) for path in timed}
+
+
+def headline(summary, ours):
+    """recall@10 at B=100 of the methods that are looked at first, in percent."""
+    named = {"rnr_de": RNR, "pinv_mf_ind": PAPER, "bayes": BAYES, "ours": ours}
+    return {f"{name}_at10_b100": round(100 * at(summary, method, 10, 100)["recall"], 1) for name, method in named.items()}
 
 
 def load_world(folder):
@@ -93,11 +164,10 @@ def join_distilled(verbs, folder):
     return Evaluation(joined, [*verbs.summary, *renamed], verbs.manifest)
 
 
-def gains_over_pinv(folder):
-    """What the closed form gains over the paper's search on the same distilled embeddings, by k and B, paired by query."""
-    rows = summarize(load_evaluation(folder).table, baseline=("AXN pinv, DE", BAYES[1]))
-    kept = ("k", "budget", "gain", "gain_low", "gain_high")
-    return [{name: row[name] for name in kept} for row in rows if (row["method"], row["rounds"]) == BAYES]
+def gains(folder, baseline):
+    """What the closed form gains over another method of the same evaluation, by k and B, paired by query."""
+    rows = summarize(load_evaluation(folder).table, baseline=baseline)
+    return [{name: row[name] for name in GAIN} for row in rows if (row["method"], row["rounds"]) == BAYES]
 
 
 def rename(method):
@@ -109,8 +179,8 @@ def is_done(folder, name="evaluation"):
     return (folder / name / "manifest.json").exists()
 
 
-def is_swept(out, part):
-    return is_done(out / "sweep" / "{}x{}".format(*part))
+def sweep_folder(out, part):
+    return out / "sweep" / "{}x{}".format(*part)
 
 
 def at(summary, method, k, budget):
@@ -184,6 +254,16 @@ def target_table(targets):
     for row in targets:
         low, high = row["interval"]
         lines.append([row["target"], str(row["wanted"]), f"{row['value']} ({low}–{high})", "yes" if row["reached"] else "**no**"])
+    return table(lines)
+
+
+def gain_table(rows):
+    """A line per method and budget, columns of k, in points of recall."""
+    ks = sorted({row["k"] for row in rows})
+    lines = [["method", "B", *(f"recall@{k}" for k in ks)], ["---", "---:", *["---:"] * len(ks)]]
+    for method, budget in dict.fromkeys((row["method"], row["budget"]) for row in rows):
+        cells = {row["k"]: row for row in rows if (row["method"], row["budget"]) == (method, budget)}
+        lines.append([method, str(budget), *(percent(cells[k], "gain") for k in ks)])
     return table(lines)
 
 

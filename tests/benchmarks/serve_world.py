@@ -15,6 +15,7 @@ from axn_ray import sample
 from axn_ray.core.artifact import Manifest, new_artifact
 from axn_ray.core.corpus import Items, read_items, read_queries
 from axn_ray.core.cross_encoder import load_adapter_or_model
+from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.factorization import Factorization, save_factorization
 from axn_ray.core.models import MINILM
 from axn_ray.core.score_matrix import ScoreScale
@@ -117,7 +118,7 @@ def searches(budget, rounds):
 
 
 def make_million(folder, n_items=1_000_000):
-    """The sample's texts, over and over, with random embeddings: as large as a real index, and as long to read."""
+    """The sample's texts, over and over, with random embeddings of items: as large as a real index, and as long to read."""
     known, ids = read_items(sample.ITEMS), tuple(map(str, range(n_items)))
     places = np.arange(n_items) % len(known)
     items = Items(ids, *(tuple(column[place] for place in places) for column in (known.titles, known.texts)))
@@ -134,7 +135,7 @@ def make_million(folder, n_items=1_000_000):
         pyarrow.parquet.write_table(pyarrow.table(columns), aside / "items.parquet")
         columns = {"query_id": queries.ids, "text": queries.texts, "split": ["dev"] * len(queries)}
         pyarrow.parquet.write_table(pyarrow.table(columns), aside / "queries.parquet")
-        np.save(aside / "query_embeddings.npy", embeddings[: len(queries)])
+        np.save(aside / "query_embeddings.npy", DualEncoder(MINILM).embed_queries(queries.texts))
     fitted = Factorization(
         embeddings.astype(np.float16), ScoreScale(0.0, 0.05), query_map=np.eye(DIM, DIM + 1, dtype=np.float32), noise_variance=0.5
     )

@@ -1,9 +1,12 @@
 """The distill stage on Ray Train: what it ships is an artifact that the embed stage takes, and has learned the scores."""
 
+import threading
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from axn_ray.core.artifact import check_files, read_manifest
 from axn_ray.core.dual_encoder import DualEncoder
@@ -12,9 +15,11 @@ from axn_ray.distributed.distill import DistillConfig, distill
 from axn_ray.distributed.embed import EmbedConfig, embed
 from axn_ray.distributed.score import ScoreConfig, score
 from axn_ray.errors import ArtifactError
+from tests.distributed.killing import kill_one_worker
 from tests.distributed.students import make_student
 
 CONFIG = DistillConfig(epochs=60, queries_per_step=4, items_per_query=6, learning_rate=2e-3, threads=1)
+ITEMS = ["the tree of words", "the night of words"]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,24 @@ def test_the_same_storage_goes_on_where_it_was_left(world, tmp_path):
     assert again == counts
     one, two = (DualEncoder(str(tmp_path / name), "float32").embed_items(["the tree"]) for name in ("one", "again"))
     np.testing.assert_array_equal(one, two)
+
+
+def test_a_killed_worker_and_a_new_driver_lose_no_step(world, tmp_path):
+    at, config = (world / "embeddings", world / "scores"), CONFIG.model_copy(update={"epochs": 100})
+    storage, kept, killed = tmp_path / "storage", tmp_path / "kept", []
+    killer = threading.Thread(target=kill_one_worker, args=(storage, kept, killed), daemon=True)
+    killer.start()
+    broken = distill(config, *at, tmp_path / "broken", storage)
+    killer.join()
+    assert killed == [1]
+    done = min(torch.load(path, weights_only=True)["step"] for path in kept.glob("*/checkpoint_*/state.pt"))
+    assert 50 <= done < 300
+    again = distill(config, *at, tmp_path / "again", kept)
+    unbroken = distill(config, *at, tmp_path / "unbroken", tmp_path / "other storage")
+    assert broken == again == unbroken
+    one, two, three = (DualEncoder(str(tmp_path / n), "float32").embed_items(ITEMS) for n in ("unbroken", "broken", "again"))
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    np.testing.assert_allclose(three, one, atol=1e-5)
 
 
 def test_scores_of_another_corpus_are_refused(world, tmp_path):

@@ -1,10 +1,6 @@
-import os
-import shutil
 import threading
-import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -18,6 +14,7 @@ from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.train_factorization import scale_workers
 from axn_ray.errors import FitError
 from tests.distributed.fit_world import make_world, save_world
+from tests.distributed.killing import kill_one_worker
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,36 +116,6 @@ def test_the_closed_form_equals_one_process(ray_session, stored, world, unbroken
     assert_close(again, fitted)
     assert again.noise_variance == fitted.noise_variance
     np.testing.assert_array_equal(again.query_map, fitted.query_map)
-
-
-def training_workers():
-    """The Ray Train worker processes below this test."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if any("RayTrainWorker" in part for part in process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def wait_until(condition, seconds=180):
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "gave up waiting"
-        time.sleep(0.02)
-    return result
-
-
-def kill_one_worker(storage, kept, killed):
-    """After the first checkpoint kill a worker, then keep a copy of what a driver that dies now would leave."""
-    wait_until(lambda: list(storage.glob("*/checkpoint_manager_snapshot.json")))
-    workers = training_workers()
-    killed.append(len(workers))
-    os.kill(workers[-1].pid, 9)
-    wait_until(lambda: not any(worker.is_running() for worker in workers))
-    shutil.copytree(storage, kept)
 
 
 def seconds_of_epochs(storage, place=-1):

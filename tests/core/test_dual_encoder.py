@@ -1,0 +1,53 @@
+"""A dual-encoder that no longer embeds as it did when the index was made is refused."""
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from axn_ray.core.corpus import Items, Queries
+from axn_ray.core.dual_encoder import DualEncoder, open_dual_encoder
+from axn_ray.core.embedded_corpus import EmbeddedCorpus
+from axn_ray.errors import ArtifactError
+from tests.distributed.students import make_student
+
+TEXTS = ("he [ran] home", "the bank was [closed]", "she sings", "they walk", "it burns")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    name = make_student(tmp_path)
+    model = DualEncoder(name, "float32")
+    ids = tuple(f"i{n}" for n in range(len(TEXTS)))
+    items, queries = Items(ids, ("",) * len(TEXTS), TEXTS), Queries(ids, TEXTS)
+    splits = ("train",) * len(TEXTS)
+    return EmbeddedCorpus(items, queries, splits, model.embed_items(TEXTS), model.embed_queries(TEXTS), name)
+
+
+def test_the_model_that_embedded_the_corpus_is_opened_in_any_dtype(corpus):
+    opened = open_dual_encoder(corpus).embed_queries(TEXTS)  # in bfloat16 where that is fast
+    np.testing.assert_allclose(opened, corpus.query_embeddings, atol=0.03)
+
+
+def test_a_model_that_was_trained_since_is_refused(corpus):
+    student = SentenceTransformer(corpus.dual_encoder, device="cpu")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight += 0.1 * weight.std(correction=0) * torch.randn_like(weight)
+    student.save(corpus.dual_encoder)
+    with pytest.raises(ArtifactError, match=r"student has changed since it made the embeddings; embed and factorize again"):
+        open_dual_encoder(corpus)
+
+
+def test_a_model_of_another_width_is_refused(corpus):
+    wider = EmbeddedCorpus(
+        corpus.items,
+        corpus.queries,
+        corpus.splits,
+        np.zeros((5, 40), np.float32),
+        np.zeros((5, 40), np.float32),
+        corpus.dual_encoder,
+    )
+    with pytest.raises(ArtifactError, match="has changed since"):
+        open_dual_encoder(wider)
