@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -73,6 +72,8 @@ def mine_candidates(
 
 def new_adapter(config: CrossEncoderTrainingConfig) -> tuple[Any, Any]:
     """A base encoder with a fresh LoRA adapter on all linear layers and a fresh one-logit head: (model, tokenizer)."""
+    from peft import LoraConfig, get_peft_model  # seconds to import
+
     torch.manual_seed(config.seed)
     source = locate_model(config.base)
     base = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
@@ -105,6 +106,8 @@ def listwise_loss(
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, config: CrossEncoderTrainingConfig) -> None:
     """Write the adapter (float16), its config, which names the base by its public id, and the tokenizer."""
+    from peft import get_peft_model_state_dict
+
     peft_config = model.peft_config["default"]
     peft_config.base_model_name_or_path = config.base
     peft_config.inference_mode = True

@@ -4,16 +4,18 @@ Needs no further CE call and leaves the CE as it is. Knows no Ray.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from sentence_transformers import SentenceTransformer
 
-from axn_ray.core.models import choose_device, choose_dtype, locate_model
+from axn_ray.core.models import choose_device, choose_dtype, load_dual_encoder
 from axn_ray.core.score_matrix import FloatArray
-from axn_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 ITEM_PROMPTS = ("document", "passage", "corpus")  # those of `SentenceTransformer.encode_document`
 
@@ -35,17 +37,13 @@ class DistillationConfig(BaseModel):
         return self.epochs * max(1, n_queries // self.queries_per_step)
 
 
-def new_student(name: str) -> SentenceTransformer:
+def new_student(name: str) -> "SentenceTransformer":
     """The dual-encoder to train, in float32.
 
     Raises:
         ModelError: it cannot be found or read.
     """
-    try:
-        return SentenceTransformer(locate_model(name), device=str(choose_device())).float().train()
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"dual-encoder {name!r} cannot be loaded ({reason}); give a hub id or a local folder") from error
+    return load_dual_encoder(name, str(choose_device())).float().train()
 
 
 def choose_listed(scores: FloatArray, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -58,7 +56,7 @@ def choose_listed(scores: FloatArray, n: int, rng: np.random.Generator) -> npt.N
 
 def distillation_loss(
     model: torch.nn.Module,
-    student: SentenceTransformer,
+    student: "SentenceTransformer",
     queries: Sequence[str],
     items: Sequence[Sequence[str]],
     scores: Sequence[FloatArray],

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sentence_transformers import SentenceTransformer
 
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
-from axn_ray.core.models import Dtype, choose_device, choose_dtype, locate_model
+from axn_ray.core.models import Dtype, choose_device, choose_dtype, load_dual_encoder
 from axn_ray.errors import ArtifactError, ModelError
 
 FloatArray = npt.NDArray[np.float32]
@@ -34,11 +33,7 @@ class DualEncoder:
     def __init__(self, name: str, dtype: Dtype = "auto") -> None:
         self.name = name
         device = choose_device()
-        try:
-            model = SentenceTransformer(locate_model(name), device=str(device))
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"dual-encoder {name!r} cannot be loaded ({reason}); give a hub id or a local folder") from error
+        model: Any = load_dual_encoder(name, str(device))
         model[0].to(choose_dtype(dtype, device))
         model[1].register_forward_pre_hook(_to_float)
         self._model = model

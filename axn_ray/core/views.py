@@ -14,14 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from axn_ray.core.artifact import read_manifest
 from axn_ray.core.causal_cross_encoder import is_causal
 from axn_ray.core.corpus import Items
 from axn_ray.core.cross_encoder import hash_model, load_adapter_or_model, longest_input
-from axn_ray.core.models import choose_device, choose_dtype, locate_model
+from axn_ray.core.models import choose_device, choose_dtype, load_dual_encoder
 from axn_ray.core.tokens import token_budget_batches
 from axn_ray.errors import ArtifactError, InputError, ModelError
 
@@ -81,7 +80,8 @@ class LayerEncoder:
             model, self._tokenizer = load_adapter_or_model(name, kind)
             model = model.base_model
         else:
-            model, self._tokenizer = _load_dual_encoder(name)
+            transformer: Any = load_dual_encoder(name, "cpu")[0]
+            model, self._tokenizer = transformer.auto_model, transformer.tokenizer
         self.fingerprint = hash_model(name, model)
         self._name, self._device = name, choose_device()
         self._model = model.to(self._device, choose_dtype("auto", self._device)).eval()
@@ -143,15 +143,6 @@ def choose_views(names: Sequence[str] | None, items: Items, cross_encoder: str |
             raise InputError(f"view {view.name!r} needs {needed} and there are none; leave it out of the views")
         logger.info("the fit goes without the view %s: there are no %s", view.name, needed)
     return possible
-
-
-def _load_dual_encoder(name: str) -> tuple[Any, Any]:
-    try:
-        transformer = SentenceTransformer(locate_model(name), device="cpu")[0]
-        return transformer.auto_model, transformer.tokenizer
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"dual-encoder {name!r} cannot be loaded ({reason}); give a hub id or a local folder") from error
 
 
 def save_view(folder: Path, raw: FloatArray) -> None:
