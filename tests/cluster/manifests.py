@@ -15,8 +15,8 @@ API_VERSIONS = {
     "PodMonitor": "monitoring.coreos.com/v1",
     "PrometheusRule": "monitoring.coreos.com/v1",
 }
-# In the order in which README.md runs them.
-STAGES = ("embed", "score", "factorize", "evaluate")
+# In the order in which README.md runs them; `distill` is optional.
+STAGES = ("embed", "score", "distill", "factorize", "evaluate")
 
 
 def documents(name):

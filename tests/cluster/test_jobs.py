@@ -9,6 +9,7 @@ import typer
 from axn_ray.cli import app
 from axn_ray.command import read_config
 from axn_ray.core.fitting import FactorizationConfig
+from axn_ray.distributed.distill import DistillConfig
 from axn_ray.distributed.embed import EmbedConfig
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.score import ScoreConfig
@@ -16,7 +17,13 @@ from axn_ray.errors import InputError
 from tests.cluster.manifests import CLUSTER, STAGES, cluster_specs, document, jobs, node_types
 
 UsageError = typer.BadParameter.__mro__[1]  # click's, or that of the click inside typer
-CONFIGS = {"embed": EmbedConfig, "score": ScoreConfig, "factorize": FactorizationConfig, "evaluate": EvaluateConfig}
+CONFIGS = {
+    "embed": EmbedConfig,
+    "score": ScoreConfig,
+    "distill": DistillConfig,
+    "factorize": FactorizationConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
 def parse(entrypoint):
@@ -60,7 +67,7 @@ def test_each_stage_reads_what_an_earlier_one_wrote_on_the_shared_disk():
         read = {str(given[name]) for name in ("embeddings", "scores", "mf_ind") if given.get(name) is not None}
         assert read <= written, stage
         written.add(str(given["out"]))
-    folders = written | {str(PARSED["factorize"][1]["storage"])}
+    folders = written | {str(PARSED[stage][1]["storage"]) for stage in ("distill", "factorize")}
     (mount,) = {
         mount["mountPath"]
         for group in cluster_specs()["jobs"]["workerGroupSpecs"]
