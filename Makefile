@@ -65,7 +65,7 @@ $(PEER):
 
 bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop bench-scale
 
-# SECTIONS="verbs record" runs some of it, KNOWN="DIR DIR" names scores to look pairs up in; see the module.
+# SECTIONS="verbs distilled record" runs some of it, KNOWN="DIR DIR" names scores to look pairs up in; see the module.
 bench-recall: setup
 	$(BENCH) tests.benchmarks.recall $(SECTIONS) $(if $(KNOWN),--known $(KNOWN))
 

@@ -23,13 +23,16 @@ SHOWN = [(k, b) for b in (100, 500) for k in (1, 10, 100)]
 
 def record_all(out, sweep):
     """Write the documents of the sections found below `out`; those of sections that are not there stay as they are."""
-    if is_done(out / "verbs/distilled"):
+    has_verbs = is_done(out / "verbs/distilled", "dev_plain")  # the last step
+    worlds = [name for name in ("artifact", "all") if is_done(out / name)]
+    if has_verbs:
         record_verbs(out)
-    for name in ("artifact", "all"):
-        if is_done(out / name):
-            record_world(name, out)
+    for name in worlds:
+        record_world(name, out)
     if swept := {part: load_evaluation(folder / "evaluation") for part in sweep if is_done(folder := sweep_folder(out, part))}:
         record_sweep(swept, out)
+    if not (has_verbs or worlds or swept):
+        raise SystemExit(f"no section is done in {out}, so there is nothing to record; run one first, the verbs with `distilled`")
 
 
 def record_verbs(out):
