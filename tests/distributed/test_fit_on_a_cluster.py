@@ -17,9 +17,10 @@ from axn_ray.distributed.bayes_fit import spread_on_ray
 from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.factorize import factorize_scores
 from tests.distributed.fit_world import make_world, save_world
+from tests.distributed.killing import training_workers, wait_until
 from tests.distributed.test_bayes_fit import assert_same
 from tests.distributed.test_cluster import FAST_HEALTH_CHECK, NODE
-from tests.distributed.test_factorize import seconds_of_epochs, training_workers, wait_until
+from tests.distributed.test_factorize import seconds_of_epochs
 
 pytestmark = pytest.mark.cluster
 
