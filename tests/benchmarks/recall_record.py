@@ -78,17 +78,19 @@ def record_verbs(out):
 
 
 def record_world(name, out):
-    """docs/benchmarks/recall_NAME.json, .md and .png of another world, whose settings the verbs' dev queries chose."""
+    """docs/benchmarks/recall_NAME.json, .md and .png of another world."""
     folder, page = out / name, f"recall_{name}"
     world, ours = load_world(folder), BAYES
     if is_done(folder / "distilled"):
         world, ours = join_distilled(world, folder), (BAYES[0] + DISTILLED, BAYES[1])
     over_paper = [row for row in summarize(world.table, baseline=PAPER) if (row["method"], row["rounds"]) in (BAYES, ours)]
     counts = world.manifest.counts
+    chosen = is_done(folder, "chosen")
+    settings = "Free settings are those that the verbs' dev queries chose." if chosen else "Every method has its own settings."
     sections = [
         f"# Recall on another world: {title(name, world)}\n",
         f'Made by `make bench-recall SECTIONS="{name} record"`; `{page}.json` beside this file has every row.',
-        f"{WHAT} Free settings are those that the verbs' dev queries chose.\n",
+        f"{WHAT} {settings}\n",
         compact_table(world.summary),
         f"![recall against budget]({page}.png)\n",
         f"## Gains over {PAPER[0]}, R={PAPER[1]}\n",
