@@ -72,10 +72,11 @@ bench-recall: setup
 bench-sampling: setup
 	$(BENCH) tests.benchmarks.sampling
 
-# Sections that were measured are kept in runs/bench-factorize; `implicit` is in the extra `bench`.
+# Sections that were measured are kept in runs/bench-factorize; `implicit` is in the extra `bench`. SECTION=many_items needs 40 GB
+# of disk and runs only when named.
 bench-factorize: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	$(BENCH) tests.benchmarks.factorize
+	$(BENCH) tests.benchmarks.factorize $(SECTION)
 
 bench-indexing: setup
 	$(BENCH) tests.benchmarks.indexing
