@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -89,8 +90,15 @@ class SearchSpace:
                 raise InputError(f"graph {name!r} holds {len(graph)} items, the embeddings {self.n_items}; build it anew")
 
     def index_of(self, method: Method) -> ItemIndex:
-        """The index that answers what the method's searches retrieve."""
-        return ItemIndex(self.embeddings[method.embeddings or method.first_round].items)
+        """The index that answers what the method's searches retrieve; made once for each of the embeddings."""
+        name = method.embeddings or method.first_round
+        if name not in self._indexes:
+            self._indexes[name] = ItemIndex(self.embeddings[name].items)
+        return self._indexes[name]
+
+    @cached_property
+    def _indexes(self) -> dict[str, ItemIndex]:
+        return {}
 
     @property
     def n_items(self) -> int:

@@ -184,6 +184,13 @@ def test_a_target_recall_ends_the_searches_of_a_ridge_alone():
         Method(**{**vars(METHODS["axn_pinv_de"]), "target_recall": 0.9})
 
 
+def test_the_searches_of_a_space_share_an_index_of_each_embeddings():
+    space, _ = make_world()
+    de, mf_ind = METHODS["axn_pinv_de"], METHODS["axn_pinv_mf_ind"]
+    assert space.index_of(de) is space.index_of(replace(de, rounds=2))
+    assert space.index_of(mf_ind) is not space.index_of(de)
+
+
 def test_a_missing_part_is_named():
     space, _ = make_world()
     bare = SearchSpace({"de": space.embeddings["de"]}, space.query_texts)
