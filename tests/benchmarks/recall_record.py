@@ -88,7 +88,7 @@ def record_world(name, out):
     chosen = is_done(folder, "chosen")
     settings = "Free settings are those that the verbs' dev queries chose." if chosen else "Every method has its own settings."
     sections = [
-        f"# Recall on another world: {title(name, world)}\n",
+        f"# Recall: {title(name, world)}\n",
         f'Made by `make bench-recall SECTIONS="{name} record"`; `{page}.json` beside this file has every row.',
         f"{WHAT} {settings}\n",
         compact_table(world.summary),
