@@ -10,6 +10,7 @@ from axn_ray.cli import app
 from axn_ray.core.artifact import Manifest, hash_json, new_artifact, read_manifest
 from axn_ray.core.corpus import Items, Queries
 from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus, save_embedded_corpus
 from axn_ray.core.factorization import describe_factorization, fit_closed_form, save_factorization
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
@@ -31,13 +32,12 @@ def axn(*arguments):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """An embeddings artifact whose embeddings nobody looks at, but for the shape."""
+    """A small embeddings artifact."""
     folder = tmp_path_factory.mktemp("files")
     items = Items(tuple("abcdef"), ("",) * 6, tuple(TEXTS))
     queries = Queries(("1", "2", "3"), tuple(QUERY_TEXTS), ("a", "b", "c"))
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=(n, 384)).astype(np.float32) for n in (6, 3)]
-    unit = [array / np.linalg.norm(array, axis=1, keepdims=True) for array in arrays]
+    dual_encoder = DualEncoder(MINILM)
+    embedded = dual_encoder.embed_items(TEXTS), dual_encoder.embed_queries(QUERY_TEXTS)
     manifest = Manifest(
         kind="embeddings",
         config={"dual_encoder": MINILM},
@@ -45,7 +45,7 @@ def files(tmp_path_factory):
         made_from={"items": items.fingerprint, "queries": queries.fingerprint},
     )
     with new_artifact(folder / "embeddings", manifest) as aside:
-        save_embedded_corpus(aside, EmbeddedCorpus(items, queries, ("train", "train", "test"), *unit, MINILM))
+        save_embedded_corpus(aside, EmbeddedCorpus(items, queries, ("train", "train", "test"), *embedded, MINILM))
     (folder / "in.run").write_text("".join(f"{q} Q0 {i} 1 {n}.5 x\n" for n, (q, i) in enumerate(["1a", "1b", "1d", "2b", "2c"])))
     return folder
 
