@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -73,6 +72,7 @@ class SearchSpace:
     query_texts: tuple[str, ...]
     bm25: Bm25Index | None = None
     graphs: Mapping[str, Int32Array] = field(default_factory=dict)
+    _indexes: dict[str, ItemIndex] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.embeddings:
@@ -95,10 +95,6 @@ class SearchSpace:
         if name not in self._indexes:
             self._indexes[name] = ItemIndex(self.embeddings[name].items)
         return self._indexes[name]
-
-    @cached_property
-    def _indexes(self) -> dict[str, ItemIndex]:
-        return {}
 
     @property
     def n_items(self) -> int:
