@@ -1,145 +1,135 @@
 """`make bench-indexing`: the whole of indexing side by side on the verb world: CE calls, seconds, recall at B=100.
 
-As many calls, 2000 x 100, are there for each: MF_Trns, ALS, MF_Ind and a dual-encoder that is distilled with
-sentence-transformers (cross-entropy on the CE's softmax over a query's scored items, for at most 270 s) take the nearest
-items; the closed form takes the nearest, some found by search, some random. ANNCUR and ADACUR have dense rows of 50 dev
-queries instead. Artifacts are those of `make bench-recall`, which runs first; each step is kept in runs/bench-indexing and
-not done again.
+The closed form, distillation (`axn distill`, cross-entropy on the CE's softmax over 24 of a query's scored items) and both
+together have the scores of 100, 500 and 2000 train queries x 100 items: the nearest, some found by search, some random. MF_Trns,
+ALS and MF_Ind have as many of the nearest items; ANNCUR and ADACUR have dense rows of 50 dev queries instead. What `make
+bench-recall SECTIONS=distilled` makes is made first where it is not there; every step is kept and not done again.
 """
 
-import json
 import shutil
-import sys
 import time
-from functools import partial
-from pathlib import Path
-
-import numpy as np
-import torch
-from sentence_transformers import SentenceTransformer
 
 from axn_ray import sample
-from axn_ray.core.distillation import choose_listed
+from axn_ray.core.artifact import read_manifest
 from axn_ray.core.embedded_corpus import load_embedded_corpus
-from axn_ray.core.fitting import FactorizationConfig
-from axn_ray.core.models import MINILM, locate_model
-from axn_ray.core.score_store import load_scores
+from axn_ray.core.evaluation_store import load_evaluation
 from axn_ray.distributed.cluster import join_cluster
-from axn_ray.distributed.embed import EmbedConfig, embed
+from axn_ray.distributed.embed_views import open_views
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
-from axn_ray.distributed.factorize import factorize_scores
+from axn_ray.distributed.score import ScoreConfig, score
+from tests.benchmarks import recall
 from tests.benchmarks.common import record
+from tests.benchmarks.recall_record import percent, table, write_page
 
-OUT, RECALL = Path("runs/bench-indexing"), Path("runs/bench-recall/verbs")
-WORLD = EmbedConfig(world=["verb"], train_queries=2000)
-# The fit's scores, and the methods that search with it; ALS gives embeddings of MF_Trns's kind.
-FITS = {
-    "mf_trns": ("g_near", "mf_trns", ["axn_pinv_mf_trns"]),
-    "als": ("g_near", "mf_trns", ["axn_pinv_mf_trns"]),
-    "mf_ind": ("g_near", "mf_ind", ["rnr_mf_ind", "axn_pinv_mf_ind", "axn_ridge_mf_ind"]),
-    "bayes": ("g_mix", "bayes", ["axn_bayes"]),
+OUT, WORLD, BUDGET, KS = recall.OUT.with_name("bench-indexing"), recall.WORLDS["verbs"], 100, (1, 10, 100)
+# Train queries and epochs of distillation: on fewer queries more passes, up to the steps of one over 500.
+SIZES = {100: 5, 500: 1, 2000: 1}
+# The methods that search with each; ALS gives embeddings of MF_Trns's kind.
+OTHERS = {
+    "mf_trns": ("mf_trns", ["axn_pinv_mf_trns"]),
+    "als": ("mf_trns", ["axn_pinv_mf_trns"]),
+    "mf_ind": ("mf_ind", ["rnr_mf_ind", "axn_pinv_mf_ind", "axn_ridge_mf_ind"]),
 }
-ITEMS_PER_STEP, QUERIES_PER_STEP, RATE, TEMPERATURE = 24, 8, 5e-5, 20.0
+MEASURED = ("recall", "recall_low", "recall_high")
+PAGE = """# Indexing: what each index costs, and what it finds
+
+Made by `make bench-indexing`; `indexing.json` beside this file has every row. Percent of the exact top k that is found with
+B=100 CE calls per query (100 test queries, 13,767 verbs, 95 % bootstrap intervals over queries). CE calls and seconds are
+those of making the index; the seconds leave out the CE's own, and the first embedding of the items, which all share. The closed
+form's are those of the item views and of the fit.
+"""
 
 
-def distil(embeddings, scores, folder, seconds_allowed=270):
-    """Fine-tune the dual-encoder: softmax over a query's items of 20 cos(q, i) towards the softmax of their CE scores."""
-    corpus, observed = load_embedded_corpus(embeddings), load_scores(scores)
-    model = SentenceTransformer(locate_model(MINILM), device="cpu").train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    rng, started, losses = np.random.default_rng(0), time.monotonic(), []
-    order = rng.permutation(observed.matrix.n_queries)
-    starts = range(0, len(order), QUERIES_PER_STEP)
-    warm_up = max(1, len(starts) // 10)
-    for number, start in enumerate(starts):
-        if time.monotonic() - started > seconds_allowed:
-            break
-        queries = order[start : start + QUERIES_PER_STEP]
-        texts, targets = [], []
-        for query in queries.tolist():
-            items, values = observed.matrix.row(query)
-            chosen = choose_listed(values, ITEMS_PER_STEP, rng)
-            texts += [corpus.items.full_texts[item] for item in items[chosen]]
-            targets.append(torch.from_numpy(values[chosen]))
-        asked = [corpus.queries.texts[corpus.queries.index_of[observed.query_ids[query]]] for query in queries]
-        u, v = (torch.nn.functional.normalize(model(model.tokenize(part))["sentence_embedding"]) for part in (asked, texts))
-        similar = TEMPERATURE * torch.einsum("qd,qid->qi", u, v.view(len(queries), -1, v.shape[1]))
-        loss = -(torch.softmax(torch.stack(targets), 1) * torch.log_softmax(similar, 1)).sum(1).mean()
-        optimizer.param_groups[0]["lr"] = RATE * min((number + 1) / warm_up, 1 - number / len(starts))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    model.save_pretrained(str(folder))
-    quarter = max(1, len(losses) // 4)
-    return {
-        "steps": len(losses),
-        "queries": min(len(order), len(losses) * QUERIES_PER_STEP),
-        "first_loss": round(float(np.mean(losses[:quarter])), 4),
-        "last_loss": round(float(np.mean(losses[-quarter:])), 4),
-    }
+def search(out, methods, embeddings=WORLD.folder / "embeddings", factorizations=None, dense_rows=None):
+    """Judge the methods on the test queries with the budget."""
+    plan = EvaluateConfig(budgets=[BUDGET], rounds=recall.ROUNDS, k=KS, methods=methods)
+    recall.make(out, examine, plan, embeddings, sample.EXACT_SCORES, factorizations or {}, out, dense_rows=dense_rows)
 
 
-def step(name, work):
-    """Do `work` once: its seconds and what it returned, kept in NAME.json."""
-    path = OUT / f"{name}.json"
-    if not path.exists():
-        OUT.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        returned = work()
-        path.write_text(json.dumps({"seconds": round(time.monotonic() - started, 1), "returned": returned}))
-        sys.stdout.write(f"{name} {path.read_text()}\n")
-    return json.loads(path.read_text())
+def time_views():
+    """Make the views of all items anew, for their seconds: the closed form's fits find them made."""
+    if not (OUT / "views.seconds").exists():
+        corpus, model = load_embedded_corpus(WORLD.folder / "embeddings"), read_manifest(WORLD.folder / "g_mix", "scores")
+        shutil.rmtree(OUT / "views", ignore_errors=True)
+        start = time.monotonic()
+        open_views(None, corpus, model.config["cross_encoder"], OUT / "views", workers=2, threads=1)
+        (OUT / "views.seconds").write_text(f"{time.monotonic() - start:.1f}\n")
 
 
-def search(embeddings, methods, name, factorizations=None, dense_rows=None):
-    """Recall of the methods on the test queries at B=100 and the calls of their indexes."""
-    config = EvaluateConfig(budgets=[100], rounds=[10], k=[1, 10, 100], methods=methods)
-    summary = examine(config, embeddings, sample.EXACT_SCORES, factorizations or {}, OUT / f"evaluation-{name}", dense_rows)
-    kept = ("method", "rounds", "k", "recall", "low", "high")
-    return [{key: row[key] for key in kept if key in row} for row in summary]
+def on_scores(n_queries, epochs):
+    """Rows of the closed form, of distillation and of both, from the scores of so many train queries."""
+    folder, embeddings = WORLD.folder, WORLD.folder / "embeddings"
+    scores, distilled = folder / "g_mix", folder / "distilled"
+    if n_queries < WORLD.train_queries:
+        folder = OUT / f"{n_queries}x100"
+        scores, distilled = folder / "scores", folder / "distilled"
+        known = [str(WORLD.folder / name) for name in ("g_near", "g_mix")]
+        config = ScoreConfig(n_queries=n_queries, per_query=100, known_scores=known, **recall.MIX)
+        recall.make(scores, score, load_embedded_corpus(embeddings), config, scores)
+        recall.fit(embeddings, scores, "bayes", folder / "bayes")
+        recall.distil(WORLD, scores, distilled, epochs)
+    search(OUT / f"{n_queries}x100" / "closed_form", ["axn_bayes"], factorizations={"bayes": folder / "bayes"})
+    trained = {"distil": distilled / "dual_encoder", "embed": distilled / "embeddings"}
+    fitted = {"views": OUT / "views", "fit": folder / "bayes"}
+    both = {**trained, "views and fit": distilled / "bayes"}
+    return [
+        cost_and_recall("closed form", n_queries, scores, fitted, OUT / f"{n_queries}x100" / "closed_form"),
+        cost_and_recall("distillation", n_queries, scores, trained, distilled / "evaluation", ("RnR, DE", "AXN pinv, DE")),
+        cost_and_recall("both", n_queries, scores, both, distilled / "evaluation", ("AXN bayes",)),
+    ]
+
+
+def cost_and_recall(index, n_queries, scores, steps, evaluation, methods=None):
+    """An index: what it cost, and what the methods (None: all) find with it."""
+    seconds = {name: float(made.with_suffix(".seconds").read_text()) for name, made in steps.items()}
+    found = {}
+    for cell in load_evaluation(evaluation).summary:
+        if cell["budget"] == BUDGET and (methods is None or cell["method"] in methods):
+            found.setdefault(cell["method"], {})[cell["k"]] = {name: cell[name] for name in MEASURED}
+    calls = 0 if scores is None else read_manifest(scores, "scores").counts["pairs"]
+    return {"index": index, "train_queries": n_queries, "ce_calls": calls, "seconds": seconds, "found": found}
 
 
 def main():
     """Every step that is missing, then the record."""
     join_cluster()
-    embeddings, near, found = RECALL / "embeddings", RECALL / "g_near", {}
-
-    def done(name, work):
-        found[name] = step(name, work)
-
-    done("distil", lambda: distil(embeddings, near, OUT / "distilled"))
-    distilled = WORLD.model_copy(update={"dual_encoder": str((OUT / "distilled").resolve())})
-    done("embed-distilled", lambda: embed(distilled, OUT / "embeddings-distilled") and None)
-    done("search-distilled", lambda: search(OUT / "embeddings-distilled", ["rnr_de", "axn_pinv_de"], "distilled"))
-    done("search-de", lambda: search(embeddings, ["rnr_de", "axn_pinv_de"], "de"))
-    for method, (scores, name, methods) in FITS.items():
-        config, out = FactorizationConfig.model_validate({"method": method}), OUT / method
-        done(f"fit-{method}", partial(fit, embeddings, RECALL / scores, config, out))
-        done(f"search-{method}", partial(search, embeddings, methods, method, {name: out}))
-    rows = RECALL / "dev_truth"
-    done("search-cur", lambda: search(embeddings, ["anncur", "adacur"], "cur", dense_rows=rows))
-    calls = {name: load_scores(RECALL / name).matrix.n_observed for name in ("g_near", "g_mix", "dev_truth")}
-    record("indexing", {"ce_calls": calls, "steps": found}, **headline(found))
+    recall.distilled([])
+    time_views()
+    embeddings, near, truth = (WORLD.folder / name for name in ("embeddings", "g_near", "dev_truth"))
+    search(OUT / "de", ["rnr_de", "axn_pinv_de"])
+    rows = [cost_and_recall("none", 0, None, {}, OUT / "de")]
+    for method, (name, methods) in OTHERS.items():
+        fitted, judged = (WORLD.folder if method in recall.FITS else OUT) / method, OUT / f"{method}_evaluation"
+        recall.fit(embeddings, near, method, fitted)
+        search(judged, methods, factorizations={name: fitted})
+        rows.append(cost_and_recall(method, WORLD.train_queries, near, {"fit": fitted}, judged))
+    search(OUT / "cur", ["anncur", "adacur"], dense_rows=truth)
+    rows.append(cost_and_recall("dense rows", 50, truth, {}, OUT / "cur"))
+    for n_queries, epochs in SIZES.items():
+        rows += on_scores(n_queries, epochs)
+    write_page("indexing", [PAGE, page_table(rows)])
+    record("indexing", {"rows": rows}, **headline(rows))
 
 
-def fit(embeddings, scores, config, out):
-    """One factorization, from the start."""
-    shutil.rmtree(OUT / "train", ignore_errors=True)
-    factorize_scores(embeddings, scores, config, out, num_workers=2, storage=OUT / "train")
+def page_table(rows):
+    """A line per index and method."""
+    header = ["index", "train queries", "CE calls", "seconds", "search", *(f"recall@{k}" for k in KS)]
+    lines = [header, ["---", "---:", "---:", "---:", "---", *["---:"] * len(KS)]]
+    for row in rows:
+        cost = f"{row['ce_calls']:,}", f"{sum(row['seconds'].values()):.0f}"
+        for method, cells in row["found"].items():
+            lines.append([row["index"], str(row["train_queries"]), *cost, method, *(percent(cells[k]) for k in KS)])
+    return table(lines)
 
 
-def headline(found):
-    """Recall@10 of each search."""
-    values = {}
-    for name, kept in found.items():
-        if name.startswith("search-"):
-            for row in kept["returned"]:
-                if row["k"] == 10:
-                    key = f"{name.removeprefix('search-')}_{row['method'].split(',')[0]}".lower().replace(" ", "_")
-                    values[key] = round(100 * row["recall"], 1)
-    return values
+def headline(rows):
+    """recall@10 of the best search over each index, in percent."""
+    best = {}
+    for row in rows:
+        name = f"{row['index'].replace(' ', '_')}_{row['ce_calls']}"
+        best[name] = round(100 * max(cells[10]["recall"] for cells in row["found"].values()), 1)
+    return best
 
 
 if __name__ == "__main__":

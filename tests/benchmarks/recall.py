@@ -148,11 +148,10 @@ def choose_settings(known):
     make(world.folder / "dev", examine, plan, *inputs, world.folder / "dev")
 
 
-def distil(world):
-    """The closed form over the embeddings of a dual-encoder that has learned the same scores."""
-    folder, scores = world.folder / "distilled", world.folder / FITS["bayes"]
+def distil(world, scores, folder, epochs=1):
+    """Into `folder`: a dual-encoder that has learned the scores, its embeddings, the closed form over them, the verdict on it."""
     student = folder / "dual_encoder"
-    make(student, distill, DistillConfig(), world.folder / "embeddings", scores, student, folder / "storage")
+    make(student, distill, DistillConfig(epochs=epochs), world.folder / "embeddings", scores, student, folder / "storage")
     config = EmbedConfig(world=world.worlds, train_queries=world.train_queries, dual_encoder=str(student))
     make(folder / "embeddings", embed, config, folder / "embeddings")
     fit(folder / "embeddings", scores, "bayes", folder / "bayes")
@@ -165,8 +164,8 @@ def distilled(known):
     """The verbs after distillation, and the dev queries' verdict on it."""
     world = WORLDS["verbs"]
     prepare(world, known)
-    distil(world)
     folder = world.folder / "distilled"
+    distil(world, world.folder / FITS["bayes"], folder)
     make_dev_truth(world, known)
     plan = EvaluateConfig(choose=True, methods=["axn_bayes"], rounds=ROUNDS, budgets=BUDGETS, k=KS)
     for name, where in (("dev", folder), ("dev_plain", world.folder)):  # the dev queries choose between them
@@ -194,7 +193,7 @@ def artifact(known):
     prepare(world, known)
     judge(world, world.folder / "evaluation", {"methods": FIXED, "known_scores": known})
     judge(world, world.folder / "chosen", {"methods": [*GRID], "known_scores": known}, WORLDS["verbs"].folder / "dev")
-    distil(world)
+    distil(world, world.folder / FITS["bayes"], world.folder / "distilled")
 
 
 def whole(known):
