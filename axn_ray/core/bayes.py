@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 import scipy.linalg.blas
-import torch
+import scipy.linalg.lapack
 
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
 from axn_ray.errors import FitError
@@ -25,7 +25,7 @@ Float64Array = npt.NDArray[np.float64]
 
 WEIGHT_PENALTY = 10.0
 RANK_CUT = 1e-10  # of the largest eigenvalue
-BATCH_NUMBERS = 1 << 23  # of one padded batch of anchors
+BATCH_NUMBERS = 1 << 20  # of one padded batch of anchors
 NOT_POSITIVE = "the covariance of a query's scores is not positive definite"
 CURE = "check scores and views for NaN, constant or extreme values, or take fewer epochs"
 MIN_GAIN = 1e-3  # of log evidence per score, for another iteration
@@ -72,33 +72,35 @@ SumStatistics = Callable[[BayesModel], SufficientStatistics]
 def e_step(model: BayesModel, inputs: BayesInputs) -> SufficientStatistics:
     """Posterior moments of all queries of `inputs`, summed. The large products are in the item features' own precision.
 
-    Queries go in batches of about equally many observations, the shorter padded with items of features 0.
+    Queries go in batches of about equally many observations, the shorter padded with items of features 0. With `R Rᵀ = Sigma`
+    all is computed for `R⁻¹ u_q`, whose prior covariance is the identity.
     """
     matrix, (dim, n_features) = inputs.matrix, model.weights.shape
     counts = np.diff(matrix.indptr)
     order = np.argsort(counts, kind="stable")
     total = SufficientStatistics(np.zeros((n_features,) * 2), np.zeros((dim, n_features)), np.zeros((dim,) * 2), 0.0, 0.0, 0, 0)
-    padding = np.zeros((1, dim), inputs.item_features.dtype)
-    anchors = torch.from_numpy(np.concatenate([inputs.item_features, padding]))  # the last one pads
-    spread = anchors @ torch.from_numpy(model.covariance).to(anchors.dtype)  # V Sigma, once for every item
+    root, inverse_root = _roots(model.covariance)
+    dtype = inputs.item_features.dtype
+    anchors = np.concatenate([inputs.item_features @ root.astype(dtype), np.zeros((1, dim), dtype)])  # the last one pads
     x = inputs.query_features[order].astype(np.float64)
-    means = x @ model.weights.T
+    means = x @ (inverse_root @ model.weights).T
     shrinkage = np.zeros((dim, dim))
     size = max(1, BATCH_NUMBERS // (dim * max(1, int(counts.max(initial=0)))))
     for start in range(0, len(order), size):
         batch = slice(start, start + size)
         rows, scores = _pad(inputs, order[batch])
-        correction, half = _posterior(anchors[rows], spread[rows], means[batch], scores, model.noise_variance, total)
+        correction, half = _posterior(anchors[rows], means[batch], scores, model.noise_variance, total)
         total.log_evidence += 0.5 * int((rows == matrix.n_items).sum()) * np.log(2 * np.pi * model.noise_variance)
         means[batch] += correction
         shrinkage += _gram(half)
+    means = means @ root.T
     total.n_queries, total.n_observed = len(order), matrix.n_observed
     total.moment_xx, total.moment_mx = x.T @ x, means.T @ x
-    total.spread = total.n_queries * model.covariance - shrinkage + means.T @ means
+    total.spread = total.n_queries * model.covariance - root @ shrinkage @ root.T + means.T @ means
     return total
 
 
-def _pad(inputs: BayesInputs, queries: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(inputs: BayesInputs, queries: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Float64Array]:
     """Observed items (n, most), `n_items` where a query has fewer, and their scaled scores (n, most)."""
     observed = [inputs.matrix.row(query) for query in queries]
     most = max(1, *(len(found) for found, _ in observed))
@@ -107,41 +109,40 @@ def _pad(inputs: BayesInputs, queries: npt.NDArray[np.int64]) -> tuple[torch.Ten
     for at, (found, raw) in enumerate(observed):
         rows[at, : len(found)] = found
         scores[at, : len(found)] = inputs.scale.scale(raw)
-    return torch.from_numpy(rows), torch.from_numpy(scores)
+    return rows, scores
 
 
 def _posterior(
-    anchors: torch.Tensor,
-    spread: torch.Tensor,
+    anchors: npt.NDArray[np.floating],
     prior: Float64Array,
-    scores: torch.Tensor,
+    scores: Float64Array,
     noise_variance: float,
     total: SufficientStatistics,
 ) -> tuple[Float64Array, npt.NDArray[np.floating]]:
-    """Posterior means less prior means (n, dim) of n queries at once, and `L⁻¹ A Sigma` (n * m, dim) with `L Lᵀ = K`.
+    """Posterior means less prior means (n, dim) of n queries at once, and `L⁻¹ A` (n * m, dim) with `L Lᵀ = K`.
 
-    Anchors A (n, m, dim), spread A Sigma (n, m, dim), prior means (n, dim), scores (n, m). Adds to two sums of `total`.
+    Anchors A (n, m, dim) of prior covariance 1, prior means (n, dim), scores (n, m). Adds to two sums of `total`. All is
+    NumPy's: its products of many small matrices and its Cholesky factors of them take a fraction of torch's time on a CPU.
 
     Raises:
         FitError: the scores' covariance K is not positive definite.
     """
     n, m, dim = anchors.shape
-    eye = torch.eye(m, dtype=torch.float64)
     try:
-        lower = torch.linalg.cholesky((spread @ anchors.mT).double() + noise_variance * eye)
-    except torch.linalg.LinAlgError as error:
+        lower = np.linalg.cholesky((anchors @ anchors.mT).astype(np.float64) + noise_variance * np.eye(m))
+    except np.linalg.LinAlgError as error:
         raise FitError(f"{NOT_POSITIVE}, at noise variance {noise_variance:.3g}; {CURE}") from error
-    inverse = torch.linalg.solve_triangular(lower, eye.expand(n, m, m), upper=False)
-    residual = scores - (anchors @ torch.from_numpy(prior).to(anchors.dtype)[:, :, None])[:, :, 0].double()
+    inverse = np.stack([scipy.linalg.lapack.dtrtri(each.T)[0].T for each in lower])
+    residual = scores - (anchors @ prior.astype(anchors.dtype)[:, :, None])[:, :, 0]
     z = (inverse @ residual[:, :, None])[:, :, 0]
-    half = inverse.to(spread.dtype) @ spread
+    half = inverse.astype(anchors.dtype) @ anchors
     left = noise_variance * (inverse.mT @ z[:, :, None])[:, :, 0]  # y - A m
-    variance = noise_variance * n * m - noise_variance**2 * float(inverse.square().sum())  # tr(A P Aᵀ)
-    total.squared_error += float(left.square().sum()) + variance
-    determinant = torch.diagonal(lower, dim1=1, dim2=2).log().sum()
-    total.log_evidence -= float(determinant + 0.5 * z.square().sum()) + 0.5 * n * m * np.log(2 * np.pi)
-    correction = (half.mT @ z.to(half.dtype)[:, :, None])[:, :, 0]
-    return correction.double().numpy(), half.reshape(n * m, dim).numpy()
+    variance = noise_variance * n * m - noise_variance**2 * float(np.vdot(inverse, inverse))  # tr(A P Aᵀ)
+    total.squared_error += float(np.vdot(left, left)) + variance
+    determinant = float(np.log(np.diagonal(lower, axis1=1, axis2=2)).sum())
+    total.log_evidence -= determinant + 0.5 * float(np.vdot(z, z)) + 0.5 * n * m * np.log(2 * np.pi)
+    correction = (z.astype(anchors.dtype)[:, None, :] @ half)[:, 0]
+    return correction.astype(np.float64), half.reshape(n * m, dim)
 
 
 def _gram(rows: npt.NDArray[np.floating]) -> Float64Array:
@@ -204,9 +205,15 @@ def whiten(model: BayesModel) -> tuple[Float64Array, Float64Array]:
     With `Sigma = R Rᵀ`: items `V R`, queries `R⁻¹ W x`; inner products are unchanged and `u ~ N(R⁻¹ W x, I)`, so `Ridge`
     with prior variance 1 and this noise variance is the model's posterior mean.
     """
-    values, vectors = np.linalg.eigh(model.covariance)
+    root, inverse_root = _roots(model.covariance)
+    return root, inverse_root @ model.weights
+
+
+def _roots(covariance: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """R with `R Rᵀ = Sigma`, whose smallest directions are raised to `RANK_CUT`, and its inverse."""
+    values, vectors = np.linalg.eigh(covariance)
     root = np.sqrt(np.maximum(values, values.max() * RANK_CUT))
-    return vectors * root, (vectors / root).T @ model.weights
+    return vectors * root, (vectors / root).T
 
 
 def with_constant(embeddings: FloatArray, constant: float) -> FloatArray:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import ray
-import torch
+from threadpoolctl import threadpool_limits
 
 from axn_ray.core.bayes import BayesInputs, BayesModel, SufficientStatistics, SumStatistics, e_step
 from axn_ray.core.closed_form import TrainData
@@ -37,8 +37,8 @@ def _sum_shares(model: BayesModel, shares: list[Any], threads: int) -> Sufficien
 
 
 def _sum_share(model: BayesModel, inputs: BayesInputs, threads: int) -> SufficientStatistics:
-    torch.set_num_threads(threads)
-    return e_step(model, inputs)
+    with threadpool_limits(threads):  # a worker that Ray uses again has the threads of its first task
+        return e_step(model, inputs)
 
 
 @ray.remote

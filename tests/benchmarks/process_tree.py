@@ -1,4 +1,4 @@
-"""Runs a command and watches what each kind of process below it holds in memory."""
+"""What each kind of process below a command holds in memory, or below this process has computed."""
 
 import re
 import subprocess
@@ -8,7 +8,11 @@ import psutil
 
 EVERY_S = 0.25
 # Ray names its workers by what they do; what has another name is Ray itself (raylet, GCS, agents).
-KINDS = [re.compile(r"ray::MapWorker\(MapBatches\((\w+)\)"), re.compile(r"ray::(\w+)")]
+KINDS = [
+    re.compile(r"ray::MapWorker\(MapBatches\((\w+)\)"),
+    re.compile(r"ray::ServeReplica:\w+:(\w+)"),
+    re.compile(r"ray::(\w+)"),
+]
 
 
 def run_watched(command, seconds):
@@ -47,7 +51,25 @@ def observe(root, peaks):
     tree["own"] = max(tree["own"], whole)
 
 
-def name_kind(title):
-    """`ScoreActor` of `ray::MapWorker(MapBatches(ScoreActor)).submit`, `_sum_share` of `ray::_sum_share`."""
+def cpu_seconds(rest="ray"):
+    """CPU seconds so far by kind below this process, which is `driver`; its children that ended are `clients`.
+
+    What has no name of Ray's is `rest`; all that is not below this process, `others`.
+    """
+    me, busy = psutil.Process(), psutil.cpu_times()
+    own = me.cpu_times()
+    seconds = {"driver": own.user + own.system, "clients": own.children_user + own.children_system}
+    for member in me.children(recursive=True):
+        try:
+            times, title = member.cpu_times(), " ".join(member.cmdline()[:1])
+        except psutil.Error:
+            continue
+        kind = name_kind(title, rest)
+        seconds[kind] = seconds.get(kind, 0.0) + times.user + times.system
+    return {**seconds, "others": busy.user + busy.nice + busy.system - sum(seconds.values())}
+
+
+def name_kind(title, rest="ray"):
+    """`ScoreActor` of `ray::MapWorker(MapBatches(ScoreActor)).submit`, `Ingress` of `ray::ServeReplica:axn:Ingress`."""
     found = next((match for kind in KINDS if (match := kind.match(title))), None)
-    return found[1] if found else "ray"
+    return found[1] if found else rest

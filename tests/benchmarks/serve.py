@@ -129,7 +129,7 @@ def measure_peer():
         where = ["--host", "127.0.0.1", "--port", str(PEER_PORT), "--dtype", dtype, "--no-bettertransformer"]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
         with Peer([str(PEER), "v2", *settings, *where], environment):
-            measured = [measure(PEER_URL, "/rerank", clients, rerank_bodies(), DOCUMENTS) for clients in CLIENTS]
+            measured = [measure(PEER_URL, "/rerank", clients, rerank_bodies(), DOCUMENTS, "peer") for clients in CLIENTS]
         rows += [{"dtype": dtype, **row} for row in measured]
         sys.stdout.write("".join(f"{row}\n" for row in rows[-len(CLIENTS) :]))
     return {"server": "infinity-emb 0.0.78", "rows": rows}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pyarrow.parquet
 
 from axn_ray import sample
@@ -20,6 +19,7 @@ from axn_ray.core.factorization import Factorization, save_factorization
 from axn_ray.core.models import MINILM
 from axn_ray.core.score_matrix import ScoreScale
 from axn_ray.distributed.cluster import join_cluster
+from tests.benchmarks.process_tree import cpu_seconds
 from tests.serve_app.deploying import deploy
 
 OUT = Path("runs/bench-serve")
@@ -81,11 +81,11 @@ def end_load(process):
     return facts
 
 
-def measure(url, route, clients, bodies, pairs):
-    """One row: latency and rate of a closed loop, and how many cores other programs of this machine took meanwhile."""
-    others = cpu_of_others(), time.monotonic()
+def measure(url, route, clients, bodies, pairs, rest="ray"):
+    """One row: latency and rate of a closed loop, and how many cores each kind of process took meanwhile (`cpu_seconds`)."""
+    before, begun = cpu_seconds(rest), time.monotonic()
     facts = end_load(start_load(f"{url}{route}", clients, SECONDS, bodies))
-    cores = (cpu_of_others() - others[0]) / (time.monotonic() - others[1])
+    elapsed, after = time.monotonic() - begun, cpu_seconds(rest)
     milliseconds = 1000 * np.array(facts["seconds"])
     per_second = len(milliseconds) / facts["took"]
     return {
@@ -97,18 +97,9 @@ def measure(url, route, clients, bodies, pairs):
         "p99_ms": round(float(np.percentile(milliseconds, 99)), 1),
         "per_second": round(per_second, 2),
         "pairs_per_second": round(per_second * pairs, 1),
-        "cores_of_others": round(cores, 2),
+        "cores": {kind: round((seconds - before.get(kind, 0.0)) / elapsed, 2) for kind, seconds in after.items()},
         "took": round(facts["took"], 2),
     }
-
-
-def cpu_of_others():
-    """CPU seconds so far of all programs but this benchmark's."""
-    busy = psutil.cpu_times()
-    me = psutil.Process()
-    ended = me.cpu_times().children_user + me.cpu_times().children_system
-    ours = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return busy.user + busy.nice + busy.system - ended - sum(times.user + times.system for times in ours)
 
 
 def searches(budget, rounds):
