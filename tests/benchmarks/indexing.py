@@ -20,7 +20,7 @@ from axn_ray.distributed.examine import examine
 from axn_ray.distributed.score import ScoreConfig, score
 from tests.benchmarks import recall
 from tests.benchmarks.common import record
-from tests.benchmarks.recall_record import percent, table, write_page
+from tests.benchmarks.recall_record import RNR, percent, table, write_page
 
 OUT, WORLD, BUDGET, KS = recall.OUT.with_name("bench-indexing"), recall.WORLDS["verbs"], 100, (1, 10, 100)
 # Train queries and epochs of distillation: on fewer queries more passes, up to the steps of one over 500.
@@ -81,11 +81,12 @@ def on_scores(n_queries, epochs):
 
 
 def cost_and_recall(index, n_queries, scores, steps, evaluation, methods=None):
-    """An index: what it cost, and what the methods (None: all) find with it."""
+    """An index: what it cost, and what the methods find with it (None: all, but for the baseline that needs no index)."""
     seconds = {name: float(made.with_suffix(".seconds").read_text()) for name, made in steps.items()}
     found = {}
     for cell in load_evaluation(evaluation).summary:
-        if cell["budget"] == BUDGET and (methods is None or cell["method"] in methods):
+        is_shown = cell["method"] in methods if methods else scores is None or cell["method"] != RNR[0]
+        if cell["budget"] == BUDGET and is_shown:
             found.setdefault(cell["method"], {})[cell["k"]] = {name: cell[name] for name in MEASURED}
     calls = 0 if scores is None else read_manifest(scores, "scores").counts["pairs"]
     return {"index": index, "train_queries": n_queries, "ce_calls": calls, "seconds": seconds, "found": found}
