@@ -11,14 +11,13 @@ from typing import Protocol
 
 import numpy as np
 import scipy.sparse
-import torch
 
 from axn_ray.core.epochs import Epoch, FitProgress
 from axn_ray.core.fitting import FactorizationConfig, FitInputs, Rows
 from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
 from axn_ray.errors import FitError
 
-BLOCK = 1 << 24  # numbers in a block of systems
+BLOCK = 1 << 20  # numbers in a block of systems: what stays in a core's cache
 
 
 class Table(Protocol):
@@ -38,7 +37,7 @@ def solve_rows(matrix: ScoreMatrix, scale: ScoreScale, columns: Table, priors: F
         row = prior + (Aᵀ A + ridge n I)⁻¹ Aᵀ (y - A prior)
 
     Raises:
-        FitError: a row's system is not positive definite.
+        FitError: a row has no finite solution.
     """
     solved, dim = np.array(priors), priors.shape[1]
     counts = np.diff(matrix.indptr)
@@ -47,27 +46,29 @@ def solve_rows(matrix: ScoreMatrix, scale: ScoreScale, columns: Table, priors: F
         there = place < counts[rows, None]  # (rows, width)
         at = np.where(there, matrix.indptr[rows, None] + place, 0)
         unique, inverse = np.unique(matrix.item_index[at].astype(np.int64), return_inverse=True)
-        a = torch.from_numpy(columns[unique]).index_select(0, torch.from_numpy(inverse.ravel())).view(*at.shape, dim)
-        mask = torch.from_numpy(there)
-        a *= mask[..., None]  # rows of zeros add nothing to either form
-        residual = torch.from_numpy(scale.scale(matrix.scores[at])) - (a @ torch.from_numpy(solved[rows])[..., None])[..., 0]
-        residual *= mask
-        step = _solve(a, residual[..., None], torch.from_numpy(ridge * counts[rows].astype(np.float32)))
-        solved[rows] += step.numpy()
+        a = np.take(columns[unique], inverse.ravel(), axis=0).reshape(*at.shape, dim)
+        a *= there[..., None]  # rows of zeros add nothing to either form
+        residual = scale.scale(matrix.scores[at]) - (a @ solved[rows][..., None])[..., 0]
+        residual *= there
+        solved[rows] += _solve(a, residual, ridge * counts[rows].astype(np.float32))
     return solved
 
 
-def _solve(a: torch.Tensor, residual: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """A (k, n, dim), residual (k, n, 1), penalty (k,) -> (k, dim)."""
-    is_dual = a.shape[1] < a.shape[2]
-    gram = a @ a.mT if is_dual else a.mT @ a
-    gram.diagonal(dim1=1, dim2=2).add_(penalty[:, None])
-    lower, failed = torch.linalg.cholesky_ex(gram)
-    if failed.any():
-        raise FitError(f"{int((failed > 0).sum())} of {len(gram)} rows have no solution; raise ridge or check the scores")
-    if is_dual:
-        return (a.mT @ torch.cholesky_solve(residual, lower))[..., 0]
-    return torch.cholesky_solve(a.mT @ residual, lower)[..., 0]
+def _solve(a: FloatArray, residual: FloatArray, penalty: FloatArray) -> FloatArray:
+    """A (k, n, dim), residual (k, n), penalty (k,) -> (k, dim)."""
+    n, dim = a.shape[1:]
+    gram = a @ a.mT if n < dim else a.mT @ a
+    gram[:, range(len(gram[0])), range(len(gram[0]))] += penalty[:, None]
+    try:
+        if n < dim:
+            step = (np.linalg.solve(gram, residual[..., None]).mT @ a)[:, 0]
+        else:
+            step = np.linalg.solve(gram, (residual[:, None] @ a).mT)[..., 0]
+    except np.linalg.LinAlgError:
+        step = np.full((1, dim), np.nan)
+    if failed := int((~np.isfinite(step)).any(axis=1).sum()):
+        raise FitError(f"{failed} of {len(gram)} rows have no solution; raise ridge or check the scores")
+    return step
 
 
 def _similar_rows(counts: Rows, dim: int) -> Iterator[Rows]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-import torch
+from threadpoolctl import threadpool_limits
 
 from axn_ray.core.als import join_columns, solve_rows, sum_squared_errors, transpose
 from axn_ray.core.embedded_corpus import ITEM_EMBEDDINGS
@@ -115,15 +115,15 @@ def _join(*parts: ScoreMatrix) -> ScoreMatrix:
 
 @ray.remote
 def _solve_queries(job: _Job, share: _Queries, scale: ScoreScale, epoch: int) -> FloatArray:
-    torch.set_num_threads(job.threads)
-    return solve_rows(share.known, scale, job.items_after(epoch), share.embeddings, job.config.ridge)
+    with threadpool_limits(job.threads):
+        return solve_rows(share.known, scale, job.items_after(epoch), share.embeddings, job.config.ridge)
 
 
 @ray.remote
 def _solve_items(job: _Job, rows: range, observed: ScoreMatrix, scale: ScoreScale, epoch: int, *queries: FloatArray) -> None:
-    torch.set_num_threads(job.threads)
     priors = np.array(job.items_after(0)[rows.start : rows.stop])
-    solved = solve_rows(observed, scale, np.concatenate(queries), priors, job.config.ridge)
+    with threadpool_limits(job.threads):
+        solved = solve_rows(observed, scale, np.concatenate(queries), priors, job.config.ridge)
     write_part(job.folder, f"items-{epoch}", rows.start, solved)
 
 
