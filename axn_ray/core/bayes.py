@@ -121,8 +121,8 @@ def _posterior(
 ) -> tuple[Float64Array, npt.NDArray[np.floating]]:
     """Posterior means less prior means (n, dim) of n queries at once, and `L⁻¹ A` (n * m, dim) with `L Lᵀ = K`.
 
-    Anchors A (n, m, dim) of prior covariance 1, prior means (n, dim), scores (n, m). Adds to two sums of `total`. All is
-    NumPy's: its products of many small matrices and its Cholesky factors of them take a fraction of torch's time on a CPU.
+    Anchors A (n, m, dim) of prior covariance 1, prior means (n, dim), scores (n, m). Adds to two sums of `total`. In
+    NumPy: on a CPU its products and Cholesky factors of many small matrices are faster than torch's.
 
     Raises:
         FitError: the scores' covariance K is not positive definite.

@@ -101,7 +101,7 @@ class ItemIndex:
         """Inner products (b, stop - start), in float32."""
         items = self._items[start:stop]
         if items.dtype == torch.float32:
-            # BLAS takes two to four times as long for one query, or for the few rows of queries @ itemsᵀ.
+            # BLAS is slower for a single query, and for the few rows of queries @ itemsᵀ.
             several = queries if len(queries) > 1 else queries.expand(2, -1)
             return (items @ several.T).T[: len(queries)].contiguous()
         products = torch.empty(len(queries), len(items))

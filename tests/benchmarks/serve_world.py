@@ -19,6 +19,7 @@ from axn_ray.core.factorization import Factorization, save_factorization
 from axn_ray.core.models import MINILM
 from axn_ray.core.score_matrix import ScoreScale
 from axn_ray.distributed.cluster import join_cluster
+from serve_app.index_folder import open_index
 from tests.benchmarks.process_tree import cpu_seconds
 from tests.serve_app.deploying import deploy
 
@@ -38,6 +39,7 @@ class Served:
     def __enter__(self):
         from ray import serve
 
+        open_index(self._args)  # makes the sample's, where it is not kept; a deployment has a minute to start
         join_cluster()
         deploy(self._args, PORT, self._deployments)
         self._cross_encoder = serve.get_deployment_handle("CrossEncoder", app_name="axn")

@@ -5,9 +5,11 @@ import time
 import numpy as np
 import psutil
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from axn_ray.core.closed_form import ItemFeatures, TrainData, fit_model
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
+from axn_ray.distributed import bayes_fit
 from axn_ray.distributed.bayes_fit import spread_on_ray
 
 
@@ -62,3 +64,15 @@ def test_shares_of_killed_workers_are_computed_again(ray_session, data, expected
     killer.join()
     assert killed
     assert_same(model, expected)
+
+
+def test_a_share_has_its_threads_in_a_worker_that_had_others(monkeypatch):
+    seen = []
+
+    def note_threads(*_):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+
+    monkeypatch.setattr(bayes_fit, "e_step", note_threads)
+    with threadpool_limits(1):
+        bayes_fit._sum_share(None, None, 2)
+    assert set(seen) == {2}
