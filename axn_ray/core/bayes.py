@@ -171,32 +171,36 @@ def m_step(total: SufficientStatistics, prior_weights: Float64Array, weight_pena
 
 def fit_bayes(
     sum_statistics: SumStatistics,
+    start: BayesModel,
     prior_weights: Float64Array,
-    variance: float,
     *,
     iterations: int = 6,
     weight_penalty: float = WEIGHT_PENALTY,
 ) -> BayesModel:
-    """EM from `W = prior_weights` (dim, n_features) and the scores' `variance`; ends early when the evidence hardly grows.
+    """EM from `start`, W shrunk towards `prior_weights` (dim, n_features); ends early when the evidence hardly grows.
 
     `sum_statistics` is the E-step over all queries: in one process, or spread over many hands.
 
     Raises:
         FitError: the evidence is NaN or infinite, or see `m_step`.
     """
-    model = BayesModel(prior_weights, variance * np.eye(len(prior_weights)), 0.1 * variance)
-    evidence: list[float] = []
+    model, evidence = start, list[float]()
     for iteration in range(1, iterations + 1):
         total = sum_statistics(model)
         evidence.append(total.log_evidence / total.n_observed)
         if not np.isfinite(evidence[-1]):
             raise FitError(f"the log evidence is {evidence[-1]} in iteration {iteration}; {CURE}")
         model = m_step(total, prior_weights, weight_penalty)
-        said = iteration, evidence[-1], model.noise_variance
-        logger.info("iteration %d: log evidence %.4f per score, noise variance %.6f", *said)
+        said = iteration, total.n_queries, evidence[-1], model.noise_variance
+        logger.info("iteration %d over %d queries: log evidence %.4f per score, noise variance %.6f", *said)
         if iteration > 1 and evidence[-1] - evidence[-2] < MIN_GAIN:
             break
     return model
+
+
+def start_model(prior_weights: Float64Array, variance: float) -> BayesModel:
+    """Where EM may begin: W = `prior_weights` (dim, n_features), everything else from the scores' `variance`."""
+    return BayesModel(prior_weights, variance * np.eye(len(prior_weights)), 0.1 * variance)
 
 
 def whiten(model: BayesModel) -> tuple[Float64Array, Float64Array]:

@@ -1,10 +1,11 @@
 """A faster engine for BERT cross-encoders in bfloat16 on CPUs: the same arithmetic, without what the score does not need.
 
 Weights are reordered once for oneDNN; bias, GELU and the residual sum happen inside the product that they follow, before
-its result is rounded to bfloat16; products and norms see no padding, which only attention needs; the last layer is computed
+its result is rounded to bfloat16; nothing sees padding, for attention takes rows of one length at once; the last layer is computed
 for the first token alone, the only one that the pooler reads. Knows no pair, no text and no policy.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 Int64Array = npt.NDArray[np.int64]
 TOKENS, ROWS = 64, 16
+FEW = 512  # tokens up to which a batch is filled up to a multiple of `ROWS`; oneDNN keeps some hundred products at a time
 
 
 def is_fast_bert(model: Any, dtype: torch.dtype, device: torch.device) -> bool:
@@ -49,28 +51,25 @@ class _Product:
 
 
 class _Tokens:
-    """The m tokens of a batch of n rows that is padded on the right, and a few more that nobody reads.
+    """The m tokens of a batch of n rows that is padded on the right, longest row first, and a few more that nobody reads.
 
-    oneDNN compiles its products once for each number of rows: `place (m',)` and `first (n',)` fill up to a multiple.
+    Rows of one length follow each other: attention takes them at once, and sees no padding either. oneDNN compiles its
+    products once for each number of rows: `place (m',)` and `first (n',)` fill up to a multiple.
     """
 
     def __init__(self, mask: Int64Array) -> None:
-        self._shape, self.n, lengths = mask.shape, len(mask), mask.sum(1)
-        self._m = int(lengths.sum())
-        self.place = _fill_up(np.flatnonzero(mask), TOKENS)
-        self.first = _fill_up(np.cumsum(lengths) - lengths, ROWS)  # each row's first token, among the m
-        self.seen = None if self._m == mask.size else torch.from_numpy(mask)[:, None, None, :].bool()
-
-    def pad(self, x: torch.Tensor) -> torch.Tensor:
-        """(m', width) -> (n, longest, width)."""
-        n, longest = self._shape
-        if self.seen is not None:
-            x = x.new_zeros(n * longest, x.shape[-1]).index_copy_(0, self.place[: self._m], x[: self._m])
-        return x[: n * longest].view(n, longest, -1)
-
-    def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, longest, dim) -> (m', dim)."""
-        return x.flatten(0, 1)[self.place]
+        lengths = mask.sum(1)
+        self.order = np.argsort(-lengths, kind="stable")
+        lengths = lengths[self.order]
+        starts = np.cumsum(lengths) - lengths
+        row, column = np.nonzero(mask[self.order])
+        self.place = _fill_up(self.order[row] * mask.shape[1] + column, ROWS if len(row) <= FEW else TOKENS)
+        self.first = _fill_up(starts, ROWS)  # each row's first token, among the m
+        bounds = [*np.flatnonzero(np.diff(lengths, prepend=-1)), len(lengths)]
+        # Of the rows of each length: these rows, their tokens, the length.
+        self.groups = [
+            (slice(a, b), slice(starts[a], starts[a] + (b - a) * lengths[a]), int(lengths[a])) for a, b in pairwise(bounds)
+        ]
 
 
 def _fill_up(rows: Int64Array, multiple: int) -> torch.Tensor:
@@ -89,24 +88,26 @@ class _Layer:
         self._norms = [norm.to(torch.bfloat16) for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm)]
 
     def all(self, x: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
-        query, key, value = self._split(tokens.pad(self._query_key_value(x)), 3)
-        return self._finish(x, tokens.unpad(self._attend(query, key, value, tokens)))
+        projected, attended = self._query_key_value(x), torch.zeros_like(x)
+        for _, part, length in tokens.groups:
+            attended[part] = self._attend(*self._split(projected[part], length, 3))
+        return self._finish(x, attended)
 
     def first(self, x: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
-        key, value = self._split(tokens.pad(self._key_value(x)), 2)
-        x = x[tokens.first]
-        (query,) = self._split(self._query(x)[: tokens.n, None], 1)
-        attended = self._attend(query, key, value, tokens).flatten(0, 1)
-        return self._finish(x, functional.pad(attended, (0, 0, 0, len(x) - tokens.n)))
+        projected, x = self._key_value(x), x[tokens.first]
+        query, attended = self._query(x), torch.zeros_like(x)
+        for rows, part, length in tokens.groups:
+            attended[rows] = self._attend(*self._split(query[rows], 1, 1), *self._split(projected[part], length, 2))
+        return self._finish(x, attended)
 
-    def _split(self, x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-        """(n, longest, parts * dim) -> `parts` tensors (n, heads, longest, dim / heads)."""
-        return x.view(*x.shape[:2], parts, self._heads, x.shape[-1] // (parts * self._heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    def _split(self, x: torch.Tensor, length: int, parts: int) -> tuple[torch.Tensor, ...]:
+        """(n * length, parts * dim) -> `parts` tensors (n, heads, length, dim / heads)."""
+        return x.view(-1, length, parts, self._heads, x.shape[-1] // (parts * self._heads)).permute(2, 0, 3, 1, 4).unbind(0)
 
     @staticmethod
-    def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
-        """(n, heads, tokens, dim / heads) each -> (n, tokens, dim)."""
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=tokens.seen).transpose(1, 2).flatten(2)
+    def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """(n, heads, length, dim / heads), key and value perhaps longer -> (n * length, dim)."""
+        return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         x = self._norms[0](self._output.plus(attended, x))
@@ -132,5 +133,7 @@ class BertCpuEngine:
         x = self._embeddings(input_ids=flat, token_type_ids=flat_types, position_ids=position)[0].to(torch.bfloat16)
         for layer in self._layers[:-1]:
             x = layer.all(x, tokens)
-        first = self._layers[-1].first(x, tokens)[: tokens.n]
-        return self._head(self._pooler(first.float()[:, None]))[:, column].numpy()
+        first = self._layers[-1].first(x, tokens)[: len(ids)]
+        logits = np.empty(len(ids), dtype=np.float32)
+        logits[tokens.order] = self._head(self._pooler(first.float()[:, None]))[:, column].numpy()
+        return logits

@@ -20,6 +20,7 @@ from axn_ray.core.bayes import (
     SumStatistics,
     e_step,
     fit_bayes,
+    start_model,
     whiten,
     with_constant,
 )
@@ -35,6 +36,7 @@ StoredArray = npt.NDArray[np.floating]  # float32, or float16 as views are store
 BLOCK, SAMPLE, JUDGED = 1 << 14, 1 << 17, 2000
 CONSTANT = 0.3  # the item feature that carries a query's mean score; 1 on the query's side
 VIEW_SCALE = 0.5
+FIRST_PART, FIRST_LEAST = 4, 100  # the first iteration is over every fourth query, and over a hundred where there are as many
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,13 @@ class TrainData:
         x = with_constant(self.query_embeddings[queries.start : queries.stop], 1.0)
         return BayesInputs(self.features.take(observed), x, compact, self.scale)
 
+    def first_part(self) -> "TrainData":
+        """Some of the queries that have scores, evenly spaced: what EM reads first."""
+        there = np.flatnonzero(np.diff(self.matrix.indptr))
+        n = min(len(there), max(FIRST_LEAST, len(there) // FIRST_PART))
+        rows = there[np.linspace(0, len(there) - 1, n).astype(np.int64)]
+        return replace(self, query_embeddings=self.query_embeddings[rows], matrix=self.matrix.take(rows))
+
 
 Spread = Callable[[TrainData], SumStatistics]
 
@@ -124,7 +133,9 @@ def in_one_process(data: TrainData) -> SumStatistics:
 
 
 def fit_model(data: TrainData, iterations: int, spread: Spread = in_one_process) -> BayesModel:
-    """EM from the dual-encoder's own scores: see `ItemFeatures.start_weights`.
+    """EM from the dual-encoder's own scores: see `ItemFeatures.start_weights`. The first iteration is over part of the queries.
+
+    Its model is nearly as good as one of all of them, for it is the start that holds it back, and costs a fourth.
 
     Raises:
         InputError: no observations.
@@ -133,7 +144,9 @@ def fit_model(data: TrainData, iterations: int, spread: Spread = in_one_process)
     if not data.matrix.n_observed:
         raise InputError("the score matrix is empty; score some pairs first")
     variance = float(np.var(data.scale.scale(data.matrix.scores)))
-    return fit_bayes(spread(data), data.features.start_weights(), variance, iterations=iterations)
+    prior = data.features.start_weights()
+    model = fit_bayes(spread(data.first_part()), start_model(prior, variance), prior, iterations=1)
+    return fit_bayes(spread(data), model, prior, iterations=iterations - 1) if iterations > 1 else model
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from axn_ray.core.bayes import BayesInputs, BayesModel, e_step, fit_bayes, whiten
+from axn_ray.core.bayes import BayesInputs, BayesModel, e_step, fit_bayes, start_model, whiten
 from axn_ray.core.estimators import Ridge
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.errors import FitError
@@ -35,7 +35,7 @@ def inputs_of(items, queries, matrix, span=range(N_QUERIES)):
 
 def fit(items, queries, matrix, **settings):
     inputs = inputs_of(items, queries, matrix)
-    return fit_bayes(lambda model: e_step(model, inputs), START, float(np.var(matrix.scores)), **settings)
+    return fit_bayes(lambda model: e_step(model, inputs), start_model(START, float(np.var(matrix.scores))), START, **settings)
 
 
 def posterior(model, items, x, anchors, scores):
@@ -148,7 +148,7 @@ def test_a_fit_ends_when_the_evidence_hardly_grows(world, caplog):
     items, queries, matrix, _ = world
     with caplog.at_level("INFO", logger="axn_ray.core.bayes"):
         fit(items, queries, matrix, iterations=500, weight_penalty=1e-3)
-    evidence = [float(message.split()[4]) for message in caplog.messages]
+    evidence = [float(message.split("log evidence ")[1].split()[0]) for message in caplog.messages]
     gains = np.diff(evidence)
     assert 3 < len(evidence) < 200
     assert gains[:-1].min() >= 0.0009

@@ -33,7 +33,7 @@ def batch(lengths, seed=0):
 
 
 @pytest.mark.parametrize("column", [0, 1])
-@pytest.mark.parametrize("lengths", [[9] * 16, list(range(16, 0, -1))])
+@pytest.mark.parametrize("lengths", [[9] * 16, list(range(16, 0, -1)), [3, 9, 3, 16, 1, 9]])
 def test_errs_no_more_than_the_plain_engine_in_bfloat16(lengths, column):
     model = tiny_bert()
     exact = TorchEngine(copy.deepcopy(model), torch.float32, CPU).logits(*batch(lengths), column)

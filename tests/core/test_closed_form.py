@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from axn_ray.core.bayes import fit_bayes, start_model
 from axn_ray.core.closed_form import (
     CONSTANT,
     VIEW_SCALE,
@@ -11,6 +12,7 @@ from axn_ray.core.closed_form import (
     fit_lexical_weight,
     fit_model,
     held_out_rmse,
+    in_one_process,
 )
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.errors import InputError
@@ -178,3 +180,29 @@ def test_the_weight_of_a_feature_is_found_beside_the_embeddings(world):
     assert without > 1.2 * error
     assert weigh(0.0)[0] < 0.03
     assert weigh(-0.3)[0] == 0.0, "words that are shared never count against an item"
+
+
+@pytest.mark.parametrize(("n_queries", "expected"), [(60, 60), (300, 100), (1000, 250)])
+def test_the_first_iteration_reads_a_fourth_of_the_queries_that_have_scores(world, n_queries, expected):
+    items, *_ = world
+    rng = np.random.default_rng(1)
+    queries = unit(rng, 2 * n_queries, DIM)
+    rows = np.repeat(np.arange(0, 2 * n_queries, 2, dtype=np.int32), 3)  # every other query has none
+    columns = np.tile(np.arange(3, dtype=np.int32), n_queries)
+    matrix = ScoreMatrix.from_triples(rows, columns, rows.astype(np.float32), 2 * n_queries, N_ITEMS)
+    part = TrainData(ItemFeatures(items), queries, matrix, RAW).first_part()
+    assert part.matrix.n_queries == len(part.query_embeddings) == expected
+    chosen = part.matrix.scores.reshape(-1, 3)[:, 0].astype(int)  # each score is its query's number
+    np.testing.assert_array_equal(part.query_embeddings, queries[chosen])
+    assert len(set(chosen)) == expected
+    assert chosen[-1] == 2 * n_queries - 2
+
+
+def test_from_a_part_of_the_queries_em_comes_to_the_same_model(world):
+    items, queries, view, matrix = world
+    data = TrainData(ItemFeatures(items, [view]), queries, matrix, RAW)
+    prior = data.features.start_weights()
+    from_all = fit_bayes(in_one_process(data), start_model(prior, float(np.var(matrix.scores))), prior, iterations=60)
+    from_part = fit_model(data, 60)
+    assert from_part.noise_variance == pytest.approx(from_all.noise_variance, rel=0.03)
+    np.testing.assert_allclose(from_part.weights, from_all.weights, atol=0.02)
