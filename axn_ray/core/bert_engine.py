@@ -1,8 +1,8 @@
 """A faster engine for BERT cross-encoders in bfloat16 on CPUs: the same arithmetic, without what the score does not need.
 
 Weights are reordered once for oneDNN; bias, GELU and the residual sum happen inside the product that they follow, before
-its result is rounded to bfloat16; nothing sees padding, for attention takes rows of one length at once; the last layer is computed
-for the first token alone, the only one that the pooler reads. Knows no pair, no text and no policy.
+its result is rounded to bfloat16; nothing sees padding, for attention takes rows of one length at once; the last layer is
+computed for the first token alone, the only one that the pooler reads. Knows no pair, no text and no policy.
 """
 
 from itertools import pairwise
