@@ -141,7 +141,11 @@ def test_serving_pods_share_haproxy_settings_and_the_port():
     for group, template in pod_templates(cluster_specs()["serving"]).items():
         (container,) = template["spec"]["containers"]
         settings = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-        assert settings == {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}, group
+        assert settings == {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": "/usr/local/bin/axn-haproxy",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        }, group
         assert {"name": "serve", "containerPort": port} in container["ports"], group
 
 
