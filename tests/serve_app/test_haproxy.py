@@ -1,4 +1,4 @@
-"""The serving manifest's settings, HAProxy among them, under clients that leave: in a Ray of its own, which must start with them."""
+"""The serving manifest's settings, HAProxy among them, under clients that leave: in a Ray of its own, started with them."""
 
 import os
 import subprocess
