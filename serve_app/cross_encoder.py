@@ -5,18 +5,14 @@ Items are named by their index: their token ids stand in this node's memory alre
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray.util.metrics import Gauge
 
-from axn_ray.core.cross_encoder import CrossEncoderConfig
-from axn_ray.core.models import choose_device
-from axn_ray.core.open_cross_encoder import is_model, open_cross_encoder
 from axn_ray.core.pairs import PairScores, count_tokens
+from axn_ray.core.threaded import ThreadedScorer
 from axn_ray.core.tokens import Int32Array, TokenTable
 from axn_ray.errors import AxnError
 from serve_app.config import AppArgs
@@ -38,13 +34,12 @@ class CrossEncoderDeployment:
     def __init__(self, args: AppArgs) -> None:
         cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._args = args
-        pool, n_threads = scoring_threads(args, args.threads or max(1, int(cpus)))
-        self._scorer: Any = pool.submit(open_cross_encoder, args).result()
+        self._scorer = ThreadedScorer(args, args.threads or max(1, int(cpus)))
         index = open_index(args)
         self._version = index.version
         self._items = prepare_items(index.corpus.items, self._scorer, args.cache)
         self._item_tokens = count_tokens(self._items)
-        self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs, pool, n_threads)
+        self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs)
         self._queued_pairs = Gauge("axn_queue_pairs", "pairs that wait for a cross-encoder replica")
         self._batch_fill = Gauge("axn_batch_fill", "tokens of the last batch as a share of batch_tokens")
 
@@ -89,7 +84,7 @@ class CrossEncoderDeployment:
         return self._describe_scores(pairs, scored)
 
     def _describe_scores(self, pairs: Pairs, scored: PairScores) -> Scored:
-        max_length, tokens = getattr(self._scorer, "max_length", None), pairs.tokens + getattr(self._scorer, "n_special", 0)
+        max_length, tokens = self._scorer.max_length, pairs.tokens + self._scorer.n_special
         cut = 0 if max_length is None else int((tokens > max_length).sum())
         total = int(np.minimum(tokens, max_length or np.iinfo(np.int64).max).sum())
         return Scored(scored.scores, dict(scored.failures), cut, total, self._queue.n_queued)
@@ -116,19 +111,6 @@ class CrossEncoderDeployment:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The pairs that wait or are being scored: what `serve_app.scaling` goes by."""
         return {"pending_pairs": float(self._queue.n_queued + self._queue.n_at_work)}
-
-
-def scoring_threads(config: CrossEncoderConfig, cores: int) -> tuple[ThreadPoolExecutor, int]:
-    """The threads in which the CE that `config` names computes, and how many they are.
-
-    Torch's own threads wait for each other after every product, so that whoever takes one core for a moment stops all of
-    them. Weights that run here on the CPU get a thread for each core, which never wait; a GPU, a server or a Python object
-    gets one thread, in which torch may use all cores: only one thread of a process may do so, for each has a team of its
-    own, and where teams have more threads than there are cores, all sleep between any two products.
-    """
-    is_spread = is_model(config) and choose_device().type == "cpu"
-    n, each = (cores, 1) if is_spread else (1, cores)
-    return ThreadPoolExecutor(n, "cross-encoder", initializer=torch.set_num_threads, initargs=(each,)), n
 
 
 def _cut(items: Any, tokens: int) -> Any:

@@ -23,7 +23,6 @@ from axn_ray.errors import InputError
 logger = logging.getLogger(__name__)
 Rows = npt.NDArray[np.int64]
 RATE_MEMORY = 0.8  # of the moving average of pairs per second
-LEAST, MOST = 256, 1024  # tokens that one of several threads takes at a time: few, so that all end together
 
 
 class QueueFullError(Exception):
@@ -64,19 +63,16 @@ Part = tuple[_Job, Rows]
 class PairQueue:
     """Scores pairs in the order in which their requests came, one batch of each request in turn.
 
-    `scorer` is called from the `n_threads` threads of `pool`, each with a batch of its own. A request with more pairs than fit
-    into a batch lets others pass between its batches. `max_pairs` bounds what waits; a request that finds the queue empty
-    always gets in.
+    `scorer` is called from one thread. A request with more pairs than fit into a batch lets others pass between its batches.
+    `max_pairs` bounds what waits; a request that finds the queue empty always gets in.
     """
 
-    def __init__(
-        self, scorer: PairScorer, batch_tokens: int, max_pairs: int, pool: ThreadPoolExecutor, n_threads: int = 1
-    ) -> None:
+    def __init__(self, scorer: PairScorer, batch_tokens: int, max_pairs: int) -> None:
         self._scorer, self._batch_tokens, self._max_pairs = scorer, batch_tokens, max_pairs
-        self._pool, self._n_threads = pool, n_threads
         self._jobs: deque[_Job] = deque()
-        self._workers: set[asyncio.Task[None]] = set()
-        self._begun: dict[int, float] = {}  # when each batch at work began
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pair-queue")
+        self._worker: asyncio.Task[None] | None = None
+        self._busy_since: float | None = None
         self.n_queued = self.n_at_work = 0
         self.n_batches = 0
         self.n_batched_pairs = self.n_batched_tokens = 0
@@ -86,13 +82,12 @@ class PairQueue:
     @property
     def retry_after_s(self) -> float:
         """Seconds until what waits now is done, at least 1."""
-        rate = self._n_threads * self.pairs_per_second
-        return max(1.0, self.n_queued / rate) if rate else 1.0
+        return max(1.0, self.n_queued / self.pairs_per_second) if self.pairs_per_second else 1.0
 
     @property
     def busy_s(self) -> float:
-        """Seconds that the oldest batch at work has taken so far; 0 where none is."""
-        return time.monotonic() - min(self._begun.values()) if self._begun else 0.0
+        """Seconds that the batch at work has taken so far; 0 where none is."""
+        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
     async def score(self, pairs: Pairs, *, timeout_s: float, is_admitted: bool = False) -> PairScores:
         """Score n pairs -> (n,) raw logits; NaN and a reason where a pair failed.
@@ -113,8 +108,8 @@ class PairQueue:
             return PairScores(scores)
         self._jobs.append(job)
         self.n_queued += len(pairs)
-        if len(self._workers) < self._n_threads:
-            self._workers.add(asyncio.create_task(self._work()))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
         try:
             async with asyncio.timeout(timeout_s):
                 return await job.answer
@@ -130,30 +125,25 @@ class PairQueue:
             self._jobs.remove(job)
 
     async def _work(self) -> None:
-        """One thread's batches, until none waits; while there is more than its own, it calls the next thread."""
-        loop, me = asyncio.get_running_loop(), asyncio.current_task()
+        loop = asyncio.get_running_loop()
         while parts := self._take_batch():
-            if self._jobs and len(self._workers) < self._n_threads:
-                self._workers.add(asyncio.create_task(self._work()))
-            n, start = sum(len(rows) for _, rows in parts), time.monotonic()
-            self._begun[id(parts)] = start
-            self.n_at_work += n
+            self._busy_since = start = time.monotonic()
+            self.n_at_work = sum(len(rows) for _, rows in parts)
             try:
-                results = await loop.run_in_executor(self._pool, self._score_parts, parts)
+                results = await loop.run_in_executor(self._thread, self._score_parts, parts)
             except Exception as error:  # a bug of ours must not leave callers waiting
                 logger.exception("a batch failed outside the model")
                 results = [error] * len(parts)
             self._measure(parts, time.monotonic() - start)
-            del self._begun[id(parts)]
-            self.n_at_work -= n
+            self._busy_since, self.n_at_work = None, 0
             for (job, rows), result in zip(parts, results, strict=True):
                 self._deliver(job, rows, result)
-        self._workers.discard(me)
+        self._worker = None
 
     def _take_batch(self) -> list[Part]:
         """The next pairs of each waiting job in turn, while they fit; at least one pair where any waits."""
         parts: list[Part] = []
-        room = self._room()
+        room = self._batch_tokens
         for _ in range(len(self._jobs)):
             job = self._jobs.popleft()
             ends = np.cumsum(np.minimum(job.pairs.tokens[job.waiting], self._batch_tokens))
@@ -168,13 +158,6 @@ class PairQueue:
             if len(job.waiting):
                 self._jobs.append(job)
         return parts
-
-    def _room(self) -> int:
-        """Tokens of the next batch: of several threads each takes its share of what waits."""
-        if self._n_threads == 1:
-            return self._batch_tokens
-        waiting = sum(int(job.pairs.tokens[job.waiting].sum()) for job in self._jobs)
-        return min(self._batch_tokens, MOST, max(LEAST, -(-waiting // self._n_threads)))
 
     def _score_parts(self, parts: Sequence[Part]) -> list[PairScores | Exception]:
         """Score a batch; where the model fails on all, each request alone, for it may be one request's fault."""

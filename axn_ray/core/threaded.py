@@ -14,8 +14,6 @@ from axn_ray.core.open_cross_encoder import is_model, open_cross_encoder
 from axn_ray.core.pairs import PairScorer, PairScores, count_tokens
 from axn_ray.core.tokens import Int32Array
 
-PART_TOKENS = 1024  # of what one thread takes at a time: the last to finish keeps the others waiting for less
-
 
 class ThreadedScorer(PairScorer):
     """The scores of the CE that `config` names, computed by `threads` cores.
@@ -64,9 +62,8 @@ class ThreadedScorer(PairScorer):
 
 
 def split_by_tokens(tokens: npt.NDArray[np.int64], n: int) -> list[npt.NDArray[np.int64]]:
-    """Rows of `tokens (m,)`, longest first, in parts of about equally many tokens: `n`, or more of about `PART_TOKENS`."""
+    """Rows of `tokens (m,)`, longest first, in at most `n` parts of about equally many tokens: all threads end together."""
     order = np.argsort(-tokens, kind="stable")
     middles = np.cumsum(tokens[order]) - tokens[order] / 2
-    total = int(tokens.sum())
-    inner = np.linspace(0, total, max(n, -(-total // PART_TOKENS)) + 1)[1:-1]
+    inner = np.linspace(0, int(tokens.sum()), n + 1)[1:-1]
     return [part for part in np.split(order, np.searchsorted(middles, inner)) if len(part)]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
-from axn_ray.core.threaded import PART_TOKENS, ThreadedScorer, split_by_tokens
+from axn_ray.core.threaded import ThreadedScorer, split_by_tokens
 from axn_ray.errors import InputError, ModelError
 
 QUERIES = ["he [ran] home", "the bank was [closed]"]
@@ -88,5 +88,5 @@ def test_parts_hold_each_row_once_and_about_as_many_tokens(lengths, n):
     parts = split_by_tokens(tokens, n)
     assert sorted(np.concatenate([*parts, np.zeros(0, np.int64)]).tolist()) == list(range(len(tokens)))
     assert all(len(part) for part in parts)
-    fair = max(tokens.sum() / max(n, -(-tokens.sum() // PART_TOKENS)), 1)
-    assert all(tokens[part].sum() <= fair + tokens.max() for part in parts)
+    assert len(parts) <= n
+    assert all(tokens[part].sum() <= max(tokens.sum() / n, 1) + tokens.max() for part in parts)

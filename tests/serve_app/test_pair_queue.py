@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -31,10 +30,6 @@ class Watched(PairScorer):
         assert self.gate.wait(10)
         self.calls.append(len(query_index))
         return self._scorer.score_pairs(queries, items, query_index, item_index)
-
-
-def queue_of(scorer, batch_tokens, max_pairs, n_threads=1):
-    return PairQueue(scorer, batch_tokens, max_pairs, ThreadPoolExecutor(n_threads), n_threads)
 
 
 def watched(scorer=None):
@@ -71,7 +66,7 @@ def test_batches_of_several_requests_equal_the_model_alone(tiny_cross_encoder):
 
     async def serve():
         scorer = watched(model)
-        queue = queue_of(scorer, batch_tokens=512, max_pairs=1000)
+        queue = PairQueue(scorer, batch_tokens=512, max_pairs=1000)
         asked = [queue.score(pairs(scorer, query, items), timeout_s=30) for query, items in texts.items()]
         return await asyncio.gather(*asked), scorer.calls, queue
 
@@ -88,7 +83,7 @@ def test_a_batch_holds_no_more_tokens_than_its_budget_and_takes_turns():
     async def serve():
         scorer = watched()
         scorer.gate.clear()
-        queue = queue_of(scorer, batch_tokens=40, max_pairs=1000)
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=1000)
         first = asyncio.create_task(queue.score(pairs(scorer, "q", items_of("a", 1)), timeout_s=10))
         await until(scorer.entered.is_set)
         done = []
@@ -116,7 +111,7 @@ def test_who_leaves_takes_the_waiting_pairs_along(leave):
     async def serve():
         scorer = watched()
         scorer.gate.clear()
-        queue = queue_of(scorer, batch_tokens=40, max_pairs=1000)
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=1000)
         held = asyncio.create_task(queue.score(pairs(scorer, "q", items_of("a", 10)), timeout_s=10))
         await until(scorer.entered.is_set)
         leaving = asyncio.create_task(
@@ -142,7 +137,7 @@ def test_a_full_queue_refuses_new_requests_and_lets_later_rounds_in():
     async def serve():
         scorer = watched()
         scorer.gate.clear()
-        queue = queue_of(scorer, batch_tokens=40, max_pairs=30)
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=30)
         whole = asyncio.create_task(queue.score(pairs(scorer, "q", items_of("a", 50)), timeout_s=10))  # finds it empty
         await until(lambda: queue.n_queued == 40)
         with pytest.raises(QueueFullError) as refused:
@@ -161,7 +156,7 @@ def test_a_full_queue_refuses_new_requests_and_lets_later_rounds_in():
 def test_one_bad_pair_fails_alone_and_a_broken_request_fails_alone():
     async def serve():
         scorer = watched()
-        queue = queue_of(scorer, batch_tokens=400, max_pairs=1000)
+        queue = PairQueue(scorer, batch_tokens=400, max_pairs=1000)
         scorer.gate.clear()
         held = asyncio.create_task(queue.score(pairs(scorer, "q", ["first"]), timeout_s=10))
         await until(scorer.entered.is_set)
@@ -185,7 +180,7 @@ def test_an_overlong_item_that_the_policy_refuses_fails_alone(tiny_cross_encoder
     model = CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", overlong="error"))
 
     async def serve():
-        queue = queue_of(model, batch_tokens=4096, max_pairs=100)
+        queue = PairQueue(model, batch_tokens=4096, max_pairs=100)
         return await queue.score(pairs(model, "a query", ["short", "long " * 90, "tree"]), timeout_s=10)
 
     answer = asyncio.run(serve())
@@ -198,7 +193,7 @@ def test_a_hanging_model_lets_callers_go_and_is_seen():
     async def serve():
         scorer = watched()
         scorer.gate.clear()
-        queue = queue_of(scorer, batch_tokens=40, max_pairs=100)
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=100)
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 await queue.score(pairs(scorer, "q", items_of("a", 5)), timeout_s=0.05)
