@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 
-.PHONY: demo test setup lint check docs release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop bench-scale clean
+.PHONY: demo test setup lint check docs release bench bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop bench-width bench-scale clean
 
 demo: setup
 	$(BIN)/axn demo --out runs/demo
@@ -63,7 +63,7 @@ $(PEER):
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "infinity-emb[server,torch]==0.0.78"
 
-bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop bench-scale
+bench: bench-recall bench-sampling bench-scoring bench-factorize bench-indexing bench-search bench-serve bench-stop bench-width bench-scale
 
 # SECTIONS="verbs distilled record" runs some of it, KNOWN="DIR DIR" names scores to look pairs up in; see the module.
 bench-recall: setup
@@ -96,6 +96,10 @@ bench-serve: setup $(PEER)
 # On what `make bench-recall SECTIONS=verbs` has made.
 bench-stop: setup
 	$(BENCH) tests.benchmarks.stop
+
+# On what `make bench-recall SECTIONS="verbs distilled"` has made.
+bench-width: setup
+	$(BENCH) tests.benchmarks.width
 
 # Stages that were measured are kept in runs/bench-scale; SECONDS=400 ends a run after that long, and the next goes on.
 bench-scale: setup
