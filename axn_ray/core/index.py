@@ -101,8 +101,8 @@ class ItemIndex:
         """Inner products (b, stop - start), in float32."""
         items = self._items[start:stop]
         if items.dtype == torch.float32:
-            # BLAS is slower for a single query, and for the few rows of queries @ itemsᵀ.
-            several = queries if len(queries) > 1 else queries.expand(2, -1)
+            # BLAS is slower for a single query (also for one that `expand` makes two), and for the few rows of queries @ itemsᵀ.
+            several = queries if len(queries) > 1 else queries.repeat(2, 1)
             return (items @ several.T).T[: len(queries)].contiguous()
         products = torch.empty(len(queries), len(items))
         for first in range(0, len(items), CONVERTED):
