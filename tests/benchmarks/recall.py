@@ -89,16 +89,21 @@ def make(folder, stage, *arguments, **settings):
     folder.with_suffix(".seconds").write_text(f"{time.monotonic() - start:.1f}\n")
 
 
-def prepare(world, known):
-    """Embed the world, score its train queries in both ways, and fit."""
+def score_world(world, known):
+    """Embed the world and score its train queries in both ways."""
     folder = world.folder
     make(folder / "embeddings", embed, EmbedConfig(world=world.worlds, train_queries=world.train_queries), folder / "embeddings")
     corpus = load_embedded_corpus(folder / "embeddings")
     for name, way in (("g_near", NEAR), ("g_mix", MIX)):
         paid = [*known, *(str(done) for done in [folder / "g_near"] if name == "g_mix")]
         make(folder / name, score, corpus, ScoreConfig(per_query=100, known_scores=paid, **way), folder / name)
+
+
+def prepare(world, known):
+    """Embed the world, score its train queries in both ways, and fit."""
+    score_world(world, known)
     for name, scores in FITS.items():
-        fit(folder / "embeddings", folder / scores, name, folder / name)
+        fit(world.folder / "embeddings", world.folder / scores, name, world.folder / name)
 
 
 def fit(embeddings, scores, method, out):

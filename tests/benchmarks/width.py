@@ -17,7 +17,7 @@ from axn_ray.distributed.factorize import factorize_scores
 from tests.benchmarks import recall
 from tests.benchmarks.common import record
 
-WIDTHS = (512, 384, 256, 128)  # the first is the default
+WIDTHS = (512, 384, 256)  # the first is the default
 GAIN = ("recall", "gain", "gain_low", "gain_high")
 
 
@@ -26,7 +26,7 @@ def main():
     join_cluster()
     world = recall.WORLDS["verbs"]
     scores, distilled = world.folder / recall.FITS["bayes"], world.folder / "distilled"
-    recall.prepare(world, [])
+    recall.score_world(world, [])
     recall.distil(world, scores, distilled)
     rows = []
     for name, folder in (("as it is", world.folder), ("distilled", distilled)):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.serve_app.conftest import free_port
+
 ROOT = Path(__file__).parent.parent.parent
 LOCAL = {
     "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("axn-haproxy")),
@@ -20,7 +22,8 @@ def test_clients_that_leave_take_their_pairs_along_behind_haproxy():
     (container,) = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
     settings = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
     assert {"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"} <= set(settings)
+    ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}  # its own are fixed
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/serve_app/test_load.py", "-k", "leaves"]
-    ended = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings, **LOCAL}, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings, **LOCAL, **ports}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "3 passed" in ended.stdout
