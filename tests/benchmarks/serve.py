@@ -60,7 +60,7 @@ def arguments(**changes):
 
 
 def measure_sample(clients=CLIENTS, others=()):
-    """Searches of the sample index, `others` after them (route, clients, bodies, pairs), then the bare model on the same pairs."""
+    """Searches of the sample index, `others` (route, clients, bodies, pairs), then the bare model on the searches' pairs."""
     args, bodies = arguments(), searches(BUDGET, ROUNDS)
     index = open_index(args)
     with Served(args) as served:
@@ -145,7 +145,7 @@ def measure_peer():
 
 
 def measure_settings():
-    """Searches and reranks under the settings of Serve that this process has in its environment, and the bare model beside them."""
+    """Searches and reranks under the settings of Serve that this process has in its environment, beside the bare model."""
     return measure_sample((1, 16), [("/v1/rerank", 16, rerank_bodies(), DOCUMENTS)])
 
 
