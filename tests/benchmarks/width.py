@@ -42,6 +42,8 @@ def main():
             tables.append(name_after(width, load_evaluation(place / "evaluation").table))
         found = summarize(pa.concat_tables(tables), baseline=(str(WIDTHS[0]), recall.ROUNDS[0]))
         for row in found:
+            if row["rounds"] != recall.ROUNDS[0]:  # retrieve-and-rerank stands in every evaluation
+                continue
             cell = {"dual_encoder": name, "width": int(row["method"]), "budget": row["budget"], "k": row["k"]}
             rows.append(cell | {part: round(row[part], 4) for part in GAIN})
     headline = {
@@ -53,7 +55,7 @@ def main():
 
 
 def name_after(width, table):
-    """An evaluation of one method, under the name of its width, so that several can stand side by side."""
+    """The rows of an evaluation under the name of its width, so that several can stand side by side."""
     return table.set_column(table.column_names.index("method"), "method", pa.array([str(width)] * table.num_rows))
 
 
