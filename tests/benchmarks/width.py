@@ -1,7 +1,7 @@
 """`make bench-width`: what fewer numbers an item cost, on the verbs, over the dual-encoder as it is and over the distilled one.
 
-The closed form of `make bench-recall` with other widths, ten rounds of search for its 100 test queries; what that benchmark has
-made is not made again, what is missing is. Nothing is chosen by it.
+The closed form with other widths, ten rounds of search for the 100 test queries of `make bench-recall`, whose scores and
+distilled dual-encoder it takes, or makes where they are missing. Nothing is chosen by it.
 """
 
 import pyarrow as pa

@@ -24,6 +24,7 @@ def test_clients_that_leave_take_their_pairs_along_behind_haproxy():
     assert {"RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"} <= set(settings)
     ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("METRICS", "STATS")}  # its own are fixed
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/serve_app/test_load.py", "-k", "leaves"]
-    ended = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings, **LOCAL, **ports}, capture_output=True, text=True)
+    environment = {**os.environ, **settings, **LOCAL, **ports}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert "3 passed" in ended.stdout
