@@ -1,7 +1,7 @@
-"""A faster engine for BERT cross-encoders in bfloat16 on CPUs: the same arithmetic, without what the score does not need.
+"""A faster engine for BERT cross-encoders on CPUs, in bfloat16 or float32: the same arithmetic, without what nobody needs.
 
 Weights are reordered once for oneDNN; bias, GELU and the residual sum happen inside the product that they follow, before
-its result is rounded to bfloat16; nothing sees padding, for attention takes rows of one length at once; the last layer is
+its result is rounded; nothing sees padding, for attention takes rows of one length at once; the last layer is
 computed for the first token alone, the only one that the pooler reads. Knows no pair, no text and no policy.
 """
 
@@ -19,26 +19,25 @@ FEW = 512  # tokens up to which a batch is filled up to a multiple of `ROWS`; on
 
 
 def is_fast_bert(model: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `BertCpuEngine` computes what this model does: a plain BERT encoder with pooler, bfloat16, a CPU with oneDNN."""
+    """Whether `BertCpuEngine` computes what this model does: a plain BERT encoder with pooler, a CPU with oneDNN for `dtype`."""
     config = model.config
     return (
         type(model).__name__ == "BertForSequenceClassification"
         and config.hidden_act == "gelu"
         and not config.is_decoder
-        and dtype == torch.bfloat16
         and device.type == "cpu"
         and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
     )
 
 
 class _Product:
-    """`x Wᵀ + b` in bfloat16, weights (out, in) reordered for oneDNN."""
+    """`x Wᵀ + b` in `dtype`, weights (out, in) reordered for oneDNN."""
 
-    def __init__(self, *layers: torch.nn.Linear) -> None:
-        weight = torch.cat([layer.weight for layer in layers]).detach().to(torch.bfloat16)
+    def __init__(self, dtype: torch.dtype, *layers: torch.nn.Linear) -> None:
+        weight = torch.cat([layer.weight for layer in layers]).detach().to(dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self._bias = torch.cat([layer.bias for layer in layers]).detach().to(torch.bfloat16)
+        self._bias = torch.cat([layer.bias for layer in layers]).detach().to(dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
@@ -79,13 +78,13 @@ def _fill_up(rows: Int64Array, multiple: int) -> torch.Tensor:
 class _Layer:
     """One encoder layer over tokens (m', dim); `first` gives it for each row's first token alone, (n', dim)."""
 
-    def __init__(self, layer: Any, heads: int) -> None:
+    def __init__(self, layer: Any, heads: int, dtype: torch.dtype) -> None:
         inner, self._heads = layer.attention.self, heads
-        self._query_key_value = _Product(inner.query, inner.key, inner.value)
-        self._query, self._key_value = _Product(inner.query), _Product(inner.key, inner.value)
-        self._output = _Product(layer.attention.output.dense)
-        self._up, self._down = _Product(layer.intermediate.dense), _Product(layer.output.dense)
-        self._norms = [norm.to(torch.bfloat16) for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm)]
+        self._query_key_value = _Product(dtype, inner.query, inner.key, inner.value)
+        self._query, self._key_value = _Product(dtype, inner.query), _Product(dtype, inner.key, inner.value)
+        self._output = _Product(dtype, layer.attention.output.dense)
+        self._up, self._down = _Product(dtype, layer.intermediate.dense), _Product(dtype, layer.output.dense)
+        self._norms = [norm.to(dtype) for norm in (layer.attention.output.LayerNorm, layer.output.LayerNorm)]
 
     def all(self, x: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
         projected, attended = self._query_key_value(x), torch.zeros_like(x)
@@ -117,12 +116,13 @@ class _Layer:
 class BertCpuEngine:
     """A `BertForSequenceClassification` that `is_fast_bert`; takes the model over. Embeddings, pooler and head in float32."""
 
-    name = "bert-cpu-1"  # stands in fingerprints: a change that rounds otherwise takes another number
+    name = "bert-cpu-1"  # of bfloat16, stands in fingerprints: a change that rounds otherwise takes another number
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
         bert = model.float().eval().bert
+        self._dtype = dtype
         self._embeddings, self._pooler, self._head = bert.embeddings, bert.pooler, model.classifier
-        self._layers = [_Layer(layer, model.config.num_attention_heads) for layer in bert.encoder.layer]
+        self._layers = [_Layer(layer, model.config.num_attention_heads, dtype) for layer in bert.encoder.layer]
 
     @torch.inference_mode()
     def logits(self, ids: Int64Array, mask: Int64Array, types: Int64Array | None, column: int = 0) -> npt.NDArray[np.float32]:
@@ -130,7 +130,7 @@ class BertCpuEngine:
         tokens = _Tokens(mask)
         position = (tokens.place % ids.shape[1])[None]
         flat, flat_types = (torch.from_numpy(a).flatten()[tokens.place][None] for a in (ids, ids * 0 if types is None else types))
-        x = self._embeddings(input_ids=flat, token_type_ids=flat_types, position_ids=position)[0].to(torch.bfloat16)
+        x = self._embeddings(input_ids=flat, token_type_ids=flat_types, position_ids=position)[0].to(self._dtype)
         for layer in self._layers[:-1]:
             x = layer.all(x, tokens)
         first = self._layers[-1].first(x, tokens)[: len(ids)]

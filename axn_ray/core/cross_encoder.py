@@ -162,8 +162,9 @@ class CrossEncoder(TokenPairScorer):
         self.fingerprint = describe_model(config, model, max_length, dtype) | label
         engine: BertCpuEngine | TorchEngine
         if is_fast_bert(model, dtype, device):
-            engine = BertCpuEngine(model)
-            self.fingerprint["engine"] = engine.name  # it rounds otherwise, by more than another batch does
+            engine = BertCpuEngine(model, dtype)
+            if dtype == torch.bfloat16:  # it rounds otherwise, by more than another batch does
+                self.fingerprint["engine"] = engine.name
         else:
             engine = TorchEngine(model, dtype, device)
         super().__init__(engine, template, max_length, config.overlong, config.batch_tokens, find_column(config, model.config))

@@ -1,4 +1,4 @@
-"""The fast BERT engine against the plain one: the same scores up to bfloat16's rounding, whatever stands beside a row."""
+"""The fast BERT engine against the plain one: the same scores up to rounding, whatever stands beside a row."""
 
 import copy
 
@@ -12,7 +12,9 @@ from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.engines import TorchEngine
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+needs_bfloat16 = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products")
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
 def tiny_bert(**changes):
@@ -32,42 +34,51 @@ def batch(lengths, seed=0):
     return ids, mask, types
 
 
+@each_dtype
 @pytest.mark.parametrize("column", [0, 1])
 @pytest.mark.parametrize("lengths", [[9] * 16, list(range(16, 0, -1)), [3, 9, 3, 16, 1, 9]])
-def test_errs_no_more_than_the_plain_engine_in_bfloat16(lengths, column):
+def test_errs_no_more_than_the_plain_engine(lengths, column, dtype):
     model = tiny_bert()
     exact = TorchEngine(copy.deepcopy(model), torch.float32, CPU).logits(*batch(lengths), column)
-    plain = TorchEngine(copy.deepcopy(model), torch.bfloat16, CPU).logits(*batch(lengths), column)
-    fast = BertCpuEngine(model).logits(*batch(lengths), column)
+    plain = TorchEngine(copy.deepcopy(model), dtype, CPU).logits(*batch(lengths), column)
+    fast = BertCpuEngine(model, dtype).logits(*batch(lengths), column)
     assert fast.dtype == np.float32
     assert np.ptp(exact) > 0.5
-    assert np.abs(fast - exact).max() < max(0.05, 2 * np.abs(plain - exact).max())
+    assert np.abs(fast - exact).max() < max(ROUNDING[dtype], 2 * np.abs(plain - exact).max())
 
 
-def test_without_token_types():
+@each_dtype
+def test_without_token_types(dtype):
     ids, mask, types = batch([6, 4])
-    engine = BertCpuEngine(tiny_bert())
+    engine = BertCpuEngine(tiny_bert(), dtype)
     np.testing.assert_array_equal(engine.logits(ids, mask, None), engine.logits(ids, mask, np.zeros_like(types)))
     assert not np.allclose(engine.logits(ids, mask, None), engine.logits(ids, mask, types), atol=1e-3)
 
 
-def test_padding_does_not_reach_the_score():
+@each_dtype
+def test_padding_does_not_reach_the_score(dtype):
     ids, mask, types = batch([12, 5])
-    engine = BertCpuEngine(tiny_bert())
+    engine = BertCpuEngine(tiny_bert(), dtype)
     alone = engine.logits(ids[1:, :5], mask[1:, :5], types[1:, :5])
-    np.testing.assert_allclose(engine.logits(ids, mask, types)[1:], alone, atol=0.05)
+    np.testing.assert_allclose(engine.logits(ids, mask, types)[1:], alone, atol=ROUNDING[dtype])
     other = np.where(mask == 1, ids, 7)
     np.testing.assert_array_equal(engine.logits(ids, mask, types), engine.logits(other, mask, types))
 
 
 @pytest.mark.parametrize(
     ("changes", "dtype", "expected"),
-    [({}, torch.bfloat16, True), ({}, torch.float32, False), ({"hidden_act": "relu"}, torch.bfloat16, False)],
+    [
+        pytest.param({}, torch.bfloat16, True, marks=needs_bfloat16),
+        ({}, torch.float32, True),
+        ({}, torch.float16, False),
+        ({"hidden_act": "relu"}, torch.float32, False),
+    ],
 )
 def test_takes_only_models_that_it_computes(changes, dtype, expected):
     assert is_fast_bert(tiny_bert(**changes), dtype, CPU) is expected
 
 
+@needs_bfloat16
 def test_fingerprint_names_the_engine_where_it_rounds(tiny_cross_encoder):
     fast, plain = (
         CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype=d)) for d in ("bfloat16", "float32")
