@@ -132,6 +132,7 @@ def engines(threads, calibration):
         "torch eager, float32": lambda: TorchEngine(fresh(), torch.float32, rivals.CPU),
         "torch eager, bfloat16": lambda: TorchEngine(fresh(), torch.bfloat16, rivals.CPU),
         "torch.compile, bfloat16": lambda: rivals.Compiled(fresh()),
+        "ours, float32": lambda: BertCpuEngine(fresh(), torch.float32),
         "ours, bfloat16": lambda: BertCpuEngine(fresh(), torch.bfloat16),
         "ONNX Runtime, float32": lambda: rivals.OnnxRuntime(onnx, threads),
         "ONNX Runtime, int8 dynamic": lambda: rivals.OnnxRuntime(rivals.quantize_onnx(onnx, OUT / "int8.onnx"), threads),
