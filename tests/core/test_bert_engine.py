@@ -84,4 +84,7 @@ def test_fingerprint_names_the_engine_where_it_rounds(tiny_cross_encoder):
         CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype=d)) for d in ("bfloat16", "float32")
     )
     assert fast.fingerprint == {**plain.fingerprint, "dtype": "bfloat16", "engine": BertCpuEngine.name}
-    assert "engine" not in plain.fingerprint
+
+
+def test_fingerprint_of_float32_names_no_engine(tiny_cross_encoder):
+    assert "engine" not in CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32")).fingerprint
