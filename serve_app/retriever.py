@@ -72,7 +72,8 @@ class RetrieverDeployment:
             running = search(None, ranking.item_index, n_items=n_items, budget=budget, rounds=rounds)
             return running, lambda n, known: Retrieve(embedding, n, known, offset)
         method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
-        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, fitted.noise_variance, offset)
+        known = fitted.noise_variance, offset, fitted.prior_variance
+        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, *known)
 
         def nearest(n: int, known: Int32Array) -> Retrieve:
             estimated = None if estimator is None else estimator.query_embedding

@@ -9,7 +9,7 @@ import numpy as np
 from axn_ray.core.adaptive import split_budget
 from axn_ray.core.bayes import BayesModel
 from axn_ray.core.closed_form import ItemFeatures, Spread, TrainData, embed, fit_model, in_one_process
-from axn_ray.core.estimators import Ridge
+from axn_ray.core.estimators import ItemArray, Ridge
 from axn_ray.core.fitting import FitInputs
 from axn_ray.core.index import ItemIndex, Retrieve
 from axn_ray.core.pairs import FloatArray
@@ -25,15 +25,16 @@ Pairs = tuple[Int32Array, Int32Array]
 
 @dataclass(frozen=True)
 class ActiveSpace:
-    """What a fit on the first scores gives the search: embeddings `(n_items, dim)`, `(n_queries, dim)`, scale, noise.
+    """What a fit on the first scores gives the search: items `(n_items, dim)`, queries `(n_queries, dim)`, scale, variances.
 
     `observed` are the first scores themselves.
     """
 
-    item_embeddings: FloatArray
+    item_embeddings: ItemArray
     query_embeddings: FloatArray
     scale: ScoreScale
     noise_variance: float
+    prior_variance: FloatArray
     observed: ScoreMatrix
 
 
@@ -84,8 +85,8 @@ class ActiveModel:
     def space(self, item_embeddings: FloatArray, query_embeddings: FloatArray, observed: ScoreMatrix) -> ActiveSpace:
         """The search space of this model over the same embeddings that it was fitted to."""
         found = embed(self.model, ItemFeatures(item_embeddings))
-        items, queries = found.item_embeddings.astype(np.float32), found.embed_queries(query_embeddings)
-        return ActiveSpace(items, queries, self.scale, found.noise_variance, observed)
+        queries, variances = found.embed_queries(query_embeddings), (found.noise_variance, found.prior_variance)
+        return ActiveSpace(found.item_embeddings, queries, self.scale, *variances, observed)
 
 
 def choose_actively(space: ActiveSpace, queries: range, n_active: int) -> Generator[Pairs, FloatArray, None]:
@@ -95,10 +96,11 @@ def choose_actively(space: ActiveSpace, queries: range, n_active: int) -> Genera
     not be scored (NaN) is not asked for again and teaches nothing.
     """
     index, excluded = ItemIndex(space.item_embeddings), {}
+    variances = space.noise_variance, space.prior_variance
     ridges: dict[int, Ridge] = {}
     for query in queries:
         items, scores = space.observed.row(query)
-        ridges[query] = Ridge(space.item_embeddings, space.scale, space.query_embeddings[query], space.noise_variance)
+        ridges[query] = Ridge(space.item_embeddings, space.scale, space.query_embeddings[query], *variances)
         excluded[query] = items
         if len(items):
             ridges[query].observe(items, scores)

@@ -32,6 +32,7 @@ from axn_ray.errors import FitError, InputError
 logger = logging.getLogger(__name__)
 
 StoredArray = npt.NDArray[np.floating]  # float32, or float16 as views are stored
+LARGEST = np.iinfo(np.int8).max
 
 BLOCK, SAMPLE, JUDGED = 1 << 14, 1 << 17, 2000
 CONSTANT = 0.3  # the item feature that carries a query's mean score; 1 on the query's side
@@ -76,11 +77,15 @@ class ItemFeatures:
         for start in range(0, len(self), BLOCK):
             yield (rows := slice(start, start + BLOCK)), self.take(rows)
 
-    def moment(self) -> Float64Array:
-        """Mean of `v vᵀ` (dim, dim) over the items, where there are many over `SAMPLE` of them, evenly spaced."""
+    def sample(self) -> Iterator[FloatArray]:
+        """All items, or `SAMPLE` of them, evenly spaced, where there are more; a block of rows at a time."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), SAMPLE)).astype(np.int64))
-        blocks = (self.take(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK))
-        return np.sum([(block.T @ block).astype(np.float64) for block in blocks], axis=0) / len(rows)
+        return (self.take(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK))
+
+    def moment(self) -> Float64Array:
+        """Mean of `v vᵀ` (dim, dim) over the sample."""
+        parts = [((block.T @ block).astype(np.float64), len(block)) for block in self.sample()]
+        return np.sum([part for part, _ in parts], axis=0) / sum(n for _, n in parts)
 
     def reduce(self, dim: int) -> "ItemFeatures":
         """The same items by the `dim` directions in which they differ most, or as they are where they have no more."""
@@ -151,10 +156,15 @@ def fit_model(data: TrainData, iterations: int, spread: Spread = in_one_process)
 
 @dataclass(frozen=True)
 class Embedded:
-    """What the search needs: `item_embeddings float16 (n_items, width)`, `query_map (width, dim + 1)`, `noise_variance`."""
+    """What the search needs: scaled scores are `item_embeddings u + N(0, noise_variance)`, `u ~ N(query_map [x ; 1], prior)`.
 
-    item_embeddings: npt.NDArray[np.float16]
+    `item_embeddings int8 (n_items, width)`, `query_map float32 (width, dim + 1)`; the prior covariance is diagonal,
+    `prior_variance float32 (width,)`.
+    """
+
+    item_embeddings: npt.NDArray[np.int8]
     query_map: FloatArray
+    prior_variance: FloatArray
     noise_variance: float
 
     def embed_queries(self, query_embeddings: FloatArray) -> FloatArray:
@@ -163,18 +173,26 @@ class Embedded:
 
 
 def embed(model: BayesModel, features: ItemFeatures) -> Embedded:
-    """Every item in the coordinates of the search; see `whiten`.
+    """Every item in the coordinates of the search (see `whiten`), each direction in steps of its own, rounded to 8 bits.
+
+    A step is the 127th part of the largest number in its direction, or in the sample of the items where they are many. The
+    queries take the steps in, so that inner products stay what they were.
 
     Raises:
-        FitError: an item embedding is NaN or infinite in float16.
+        FitError: an item embedding is NaN or infinite.
     """
     item_map, query_map = whiten(model)
-    embeddings = np.empty((len(features), len(item_map)), dtype=np.float16)
+    largest = np.max([np.abs(block @ item_map.astype(np.float32)).max(axis=0) for block in features.sample()], axis=0)
+    steps = np.where(largest == 0.0, 1.0, largest.astype(np.float64) / LARGEST)
+    to_steps = (item_map / steps).astype(np.float32)
+    embeddings = np.empty((len(features), len(item_map)), dtype=np.int8)
     for rows, block in features.blocks():
-        embeddings[rows] = block @ item_map.astype(np.float32)
-        if not np.isfinite(embeddings[rows]).all():
-            raise FitError("item embeddings are NaN or infinite in float16; check the scores for extreme values")
-    return Embedded(embeddings, query_map.astype(np.float32), model.noise_variance)
+        numbers = np.rint(block @ to_steps)
+        if not np.isfinite(numbers).all():
+            raise FitError("item embeddings are NaN or infinite; check the scores for extreme values")
+        embeddings[rows] = np.clip(numbers, -LARGEST, LARGEST)
+    in_steps, prior_variance = (steps[:, None] * query_map).astype(np.float32), np.square(steps).astype(np.float32)
+    return Embedded(embeddings, in_steps, prior_variance, model.noise_variance)
 
 
 def fit_lexical_weight(
@@ -212,7 +230,7 @@ def held_out_rmse(
         if offset is not None:
             known = offset(system.query)
             residual, expected = residual - known[system.items], expected - known[others]
-        u = system.prior + system.anchors.T @ np.linalg.solve(system.covariance, residual)
+        u = system.prior + embedded.prior_variance * (system.anchors.T @ np.linalg.solve(system.covariance, residual))
         squared += float(np.square(embedded.item_embeddings[others].astype(np.float64) @ u - expected).sum())
         n_judged += len(others)
     return float(np.sqrt(squared / n_judged))
@@ -238,6 +256,6 @@ def _systems(
     for query in there[np.linspace(0, len(there) - 1, min(len(there), JUDGED)).astype(np.int64)].tolist():
         items, scores = observed.row(query)
         anchors = embedded.item_embeddings[items].astype(np.float64)
-        covariance = anchors @ anchors.T + embedded.noise_variance * np.eye(len(items))
+        covariance = (anchors * embedded.prior_variance) @ anchors.T + embedded.noise_variance * np.eye(len(items))
         residual = scale.scale(scores).astype(np.float64) - anchors @ priors[query]
         yield _System(query, items, anchors, priors[query], covariance, residual)

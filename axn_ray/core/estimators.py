@@ -18,6 +18,7 @@ from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
 Float64Array = npt.NDArray[np.float64]
+ItemArray = npt.NDArray[np.floating | np.int8]
 
 # The SVD's cut relative to sigma_max is RESOLUTION * max(A.shape): float32 embeddings say nothing about smaller ones.
 RESOLUTION = float(np.finfo(np.float32).eps)
@@ -53,7 +54,7 @@ class Pinv:
         InputError: a wrong shape, a blend outside 0..1, or a blend or a missing scale without `u_param`.
     """
 
-    item_embeddings: FloatArray
+    item_embeddings: ItemArray
     scale: ScoreScale | None
     blend: float = 0.0
     u_param: FloatArray | None = None
@@ -90,11 +91,12 @@ class Pinv:
 
 @dataclass(eq=False)
 class Ridge:
-    """The posterior for `u ~ N(u_param, tau² I)`, `a = V_A u + N(0, sigma²)`: ridge regression around a query embedding.
+    """The posterior for `u ~ N(u_param, T)`, `a = V_A u + N(0, sigma²)`: ridge regression around a query embedding.
 
-    `u = u_param + tau² Aᵀ K⁻¹ (a - A u_param)` and `var(v . u) = tau² |v|² - tau⁴ vᵀ Aᵀ K⁻¹ A v` with `A = V_A`,
-    `K = tau² A Aᵀ + sigma² I`, tau² = `prior_variance` and sigma² = `noise_variance`, in the dual-encoder's range. As
-    sigma² -> 0 with u_param = 0 it becomes `Pinv`; in whitened coordinates (`core.bayes.whiten`) it is the `bayes` fit's.
+    `u = u_param + T Aᵀ K⁻¹ (a - A u_param)` and `var(v . u) = vᵀ T v - vᵀ T Aᵀ K⁻¹ A T v` with `A = V_A`,
+    `K = A T Aᵀ + sigma² I`, sigma² = `noise_variance` in the dual-encoder's range, and T diagonal: `prior_variance` is one
+    number for all directions or (dim,). As sigma² -> 0 with u_param = 0 and one number it becomes `Pinv`; in the coordinates
+    of `core.closed_form.embed` it is the `bayes` fit's.
 
     An `offset` (n_items,) is what is known of each item's scaled score beside its embedding: the scores less the offset are
     what the embeddings explain.
@@ -105,19 +107,22 @@ class Ridge:
         InputError: a wrong shape or a variance that is not positive.
     """
 
-    item_embeddings: FloatArray
+    item_embeddings: ItemArray
     scale: ScoreScale
     u_param: FloatArray
     noise_variance: float
-    prior_variance: float = 1.0
+    prior_variance: float | FloatArray = 1.0
     offset: FloatArray | None = None
 
     def __post_init__(self) -> None:
         _check_query_embedding(self.item_embeddings, self.u_param)
         if self.offset is not None and self.offset.shape != self.item_embeddings.shape[:1]:
             raise InputError(f"an offset of shape {self.offset.shape} for {len(self.item_embeddings)} items; give one each")
-        if not (self.noise_variance > 0.0 and self.prior_variance > 0.0):
-            both = f"noise_variance={self.noise_variance}, prior_variance={self.prior_variance}"
+        self._prior = np.asarray(self.prior_variance, dtype=np.float64)
+        if self._prior.shape not in ((), self.u_param.shape):
+            raise InputError(f"a prior variance of shape {self._prior.shape} for dim {len(self.u_param)}; give one, or one each")
+        if not (self.noise_variance > 0.0 and (self._prior > 0.0).all()):
+            both = f"noise_variance={self.noise_variance}, prior_variance={self._prior.min()}"
             raise InputError(f"{both} must both be positive; use Pinv for an exact fit")
         self._mean = self.u_param.astype(np.float64)
         self._half, _ = _no_anchors(self.item_embeddings)
@@ -125,8 +130,9 @@ class Ridge:
     def observe(self, items: Int32Array, scores: FloatArray) -> None:
         """See `Estimator`."""
         anchors = _read_anchors(self.item_embeddings, items, scores)  # (n, dim)
-        shared = self.prior_variance * self._half @ anchors.T  # the new columns of Lᵀ, (m, n)
-        gram = self.prior_variance * anchors @ anchors.T - shared.T @ shared
+        weighted = self._prior * anchors
+        shared = self._half @ weighted.T  # the new columns of Lᵀ, (m, n)
+        gram = anchors @ weighted.T - shared.T @ shared
         gram[np.diag_indices_from(gram)] += self.noise_variance
         lower = scipy.linalg.cholesky(gram, lower=True, overwrite_a=True)
         residual = _scaled(self.scale, scores) - anchors @ self._mean
@@ -135,7 +141,7 @@ class Ridge:
         left = np.column_stack([anchors - shared.T @ self._half, residual])
         solved = scipy.linalg.solve_triangular(lower, left, lower=True, overwrite_b=True)
         half = solved[:, :-1]
-        self._mean += self.prior_variance * half.T @ solved[:, -1]
+        self._mean += self._prior * (half.T @ solved[:, -1])
         self._half = np.concatenate([self._half, half])
 
     @property
@@ -146,9 +152,9 @@ class Ridge:
     def variance(self, items: Int32Array) -> Float64Array:
         """Posterior variance of the scaled scores, without noise, of these items: (n,) -> (n,)."""
         embeddings = self.item_embeddings[items].astype(np.float64)
-        explained = np.square(self._half @ embeddings.T).sum(axis=0)
-        prior = np.square(embeddings).sum(axis=1)
-        return np.maximum(self.prior_variance * (prior - self.prior_variance * explained), 0.0)
+        weighted = self._prior * embeddings
+        explained = np.square(self._half @ weighted.T).sum(axis=0)
+        return np.maximum((embeddings * weighted).sum(axis=1) - explained, 0.0)
 
 
 @dataclass(eq=False)
@@ -162,7 +168,7 @@ class Tour:
         InputError: a wrong shape, or a learning rate or temperature that is not positive.
     """
 
-    item_embeddings: FloatArray
+    item_embeddings: ItemArray
     u_param: FloatArray
     learning_rate: float
     temperature: float
@@ -223,12 +229,12 @@ def _least_squares_by_svd(anchors: Float64Array, targets: Float64Array, penalty:
     return scipy.linalg.lstsq(anchors, targets, cond=RESOLUTION * max(anchors.shape), lapack_driver="gelsd")[0]
 
 
-def _no_anchors(item_embeddings: FloatArray) -> tuple[Float64Array, FloatArray]:
+def _no_anchors(item_embeddings: ItemArray) -> tuple[Float64Array, FloatArray]:
     """Room for embeddings (0, dim) and raw scores (0,)."""
     return np.empty((0, item_embeddings.shape[1])), np.empty(0, dtype=np.float32)
 
 
-def _read_anchors(item_embeddings: FloatArray, items: Int32Array, scores: FloatArray) -> Float64Array:
+def _read_anchors(item_embeddings: ItemArray, items: Int32Array, scores: FloatArray) -> Float64Array:
     """Embeddings (n, dim) of newly scored items, in float64.
 
     Raises:
@@ -247,7 +253,7 @@ def _scaled(scale: ScoreScale, scores: FloatArray) -> Float64Array:
     return scale.scale(scores).astype(np.float64)
 
 
-def _check_query_embedding(item_embeddings: FloatArray, u_param: FloatArray) -> None:
+def _check_query_embedding(item_embeddings: ItemArray, u_param: FloatArray) -> None:
     if item_embeddings.ndim != 2 or u_param.shape != item_embeddings.shape[1:]:
         raise InputError(f"items {item_embeddings.shape} and u_param {u_param.shape} must be (n, dim) and (dim,), same dim")
     if not np.isfinite(u_param).all():

@@ -29,6 +29,7 @@ from axn_ray.core.closed_form import (
     in_one_process,
 )
 from axn_ray.core.epochs import Epoch, best_epoch
+from axn_ray.core.estimators import ItemArray
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fit_share import share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
@@ -44,6 +45,7 @@ KIND = "factorization"
 ITEM_EMBEDDINGS = "item_embeddings.npy"
 QUERY_TOWER = "query_tower.safetensors"
 QUERY_MAP = "query_map.npy"
+PRIOR_VARIANCE = "prior_variance.npy"
 BM25 = "bm25"
 
 
@@ -61,13 +63,13 @@ class FitRecord:
 class Factorization:
     """`item_embeddings (n_items, dim)`, the scale of the scores they approximate, and how queries are embedded.
 
-    The embeddings are float32, those of bayes float16.
-    mf_ind has a `query_tower`; bayes has a `query_map (dim, DE's dim + 1) float32` and the `noise_variance` of its scores.
+    The embeddings are float32, those of bayes int8. mf_ind has a `query_tower`; bayes has a `query_map (dim, DE's dim + 1)
+    float32`, the `noise_variance` of its scores and the `prior_variance (dim,) float32` of a query's numbers.
     `lexical` is what the words of query and item add to the prior mean of a scaled score, where the fit has found such a part.
     `index_ce_calls` counts the scores it was fitted to, where that is known.
     """
 
-    item_embeddings: StoredArray
+    item_embeddings: ItemArray
     scale: ScoreScale
     query_tower: GatedTower | None = None
     record: FitRecord | None = None
@@ -75,6 +77,7 @@ class Factorization:
     noise_variance: float | None = None
     index_ce_calls: int | None = None
     lexical: LexicalMean | None = None
+    prior_variance: FloatArray | None = None
 
     def offset(self, query_text: str) -> FloatArray | None:
         """What is known of every item's scaled score beside its embedding, (n_items,) float32, or None where there is nothing."""
@@ -169,8 +172,8 @@ def fit_closed_form(
     record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
     _judge(record, cure="score more pairs")
     n_observed = inputs.score_matrix.n_observed
-    noise_variance, query_map = embedded.noise_variance, embedded.query_map
-    return Factorization(embedded.item_embeddings, scale, None, record, query_map, noise_variance, n_observed, lexical)
+    known = embedded.query_map, embedded.noise_variance, n_observed, lexical, embedded.prior_variance
+    return Factorization(embedded.item_embeddings, scale, None, record, *known)
 
 
 def _fit_lexical(
@@ -213,6 +216,8 @@ def save_factorization(folder: Path, factorization: Factorization) -> None:
         save_file(factorization.query_tower.state_dict(), folder / QUERY_TOWER)
     if factorization.query_map is not None:
         np.save(folder / QUERY_MAP, factorization.query_map, allow_pickle=False)
+    if factorization.prior_variance is not None:
+        np.save(folder / PRIOR_VARIANCE, factorization.prior_variance, allow_pickle=False)
     if factorization.lexical is not None:
         factorization.lexical.index.save(folder / BM25)
 
@@ -225,7 +230,8 @@ def load_factorization(folder: Path) -> Factorization:
     """
     manifest = read_manifest(folder, KIND)
     counts = manifest.counts
-    shape, query_tower, query_map, lexical = (int(counts["items"]), int(counts["dim"])), None, None, None
+    shape = int(counts["items"]), int(counts["dim"])
+    query_tower = query_map = lexical = prior_variance = None
     try:
         item_embeddings = np.load(folder / ITEM_EMBEDDINGS, mmap_mode="r", allow_pickle=False)
         if QUERY_TOWER in manifest.files:
@@ -233,6 +239,8 @@ def load_factorization(folder: Path) -> Factorization:
             query_tower.load_state_dict(load_file(folder / QUERY_TOWER))
         if QUERY_MAP in manifest.files:
             query_map = np.load(folder / QUERY_MAP, allow_pickle=False)
+        if PRIOR_VARIANCE in manifest.files:
+            prior_variance = np.load(folder / PRIOR_VARIANCE, allow_pickle=False)
         if "lexical_weight" in counts:
             lexical = LexicalMean(Bm25Index.load(folder / BM25), counts["lexical_weight"])
     except (ValueError, RuntimeError, SafetensorError) as error:
@@ -248,4 +256,5 @@ def load_factorization(folder: Path) -> Factorization:
     scale = ScoreScale(counts["scale_alpha"], counts["scale_beta"])
     noise_variance, calls = counts.get("noise_variance"), counts.get("index_ce_calls")
     ce_calls = None if calls is None else int(calls)
-    return Factorization(item_embeddings, scale, query_tower, record, query_map, noise_variance, ce_calls, lexical)
+    known = query_map, noise_variance, ce_calls, lexical, prior_variance
+    return Factorization(item_embeddings, scale, query_tower, record, *known)

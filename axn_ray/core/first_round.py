@@ -7,6 +7,7 @@ from pathlib import Path
 import bm25s
 import numpy as np
 
+from axn_ray.core.estimators import ItemArray
 from axn_ray.core.ranking import top_items
 from axn_ray.core.score_matrix import FloatArray
 from axn_ray.core.tokens import Int32Array
@@ -15,7 +16,7 @@ from axn_ray.errors import InputError
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG for itself
 
 
-def dense_first_round(item_embeddings: FloatArray, query_embedding: FloatArray, n: int) -> Int32Array:
+def dense_first_round(item_embeddings: ItemArray, query_embedding: FloatArray, n: int) -> Int32Array:
     """The n items of highest inner product: items (n_items, dim), query (dim,) -> (n,), ties by item index.
 
     Raises:

@@ -21,9 +21,9 @@ FloatArray = npt.NDArray[np.float32]
 BLOCK_SCORES = 1 << 24  # 64 MB of float32
 BLOCK_QUERIES = 64
 CHUNK = 64
-HELD = 1 << 28  # bytes of float32 up to which float16 items are converted once; more stay as they are, in a file perhaps
+HELD = 1 << 28  # bytes of float32 up to which smaller numbers are converted once; more stay as they are, in a file perhaps
 GPU_MOST = 2048  # items that FAISS finds on a GPU
-CONVERTED = 2048  # float16 rows become float32 in pieces that stay in the cache
+CONVERTED = 2048  # rows of smaller numbers become float32 in pieces that stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +54,16 @@ class Retrieved(NamedTuple):
 
 
 class ItemIndex:
-    """Exact search over item embeddings (n_items, dim), float32 or float16, which may be memory-mapped.
+    """Exact search over item embeddings (n_items, dim), float32, float16 or int8, which may be memory-mapped.
 
     Raises:
         InputError: embeddings that are not a matrix of such numbers.
     """
 
-    def __init__(self, item_embeddings: npt.NDArray[np.floating]) -> None:
-        if item_embeddings.ndim != 2 or item_embeddings.dtype not in (np.float32, np.float16):
+    def __init__(self, item_embeddings: npt.NDArray[np.floating | np.int8]) -> None:
+        if item_embeddings.ndim != 2 or item_embeddings.dtype not in (np.float32, np.float16, np.int8):
             described = f"{item_embeddings.dtype} of shape {item_embeddings.shape}"
-            raise InputError(f"item embeddings are {described}; give float32 or float16 (n_items, dim)")
+            raise InputError(f"item embeddings are {described}; give float32, float16 or int8 (n_items, dim)")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
             items = torch.from_numpy(np.ascontiguousarray(item_embeddings))
@@ -105,8 +105,10 @@ class ItemIndex:
             several = queries if len(queries) > 1 else queries.repeat(2, 1)
             return (items @ several.T).T[: len(queries)].contiguous()
         products = torch.empty(len(queries), len(items))
+        room = torch.empty(CONVERTED, items.shape[1])
         for first in range(0, len(items), CONVERTED):
-            products[:, first : first + CONVERTED] = queries @ items[first : first + CONVERTED].float().T
+            piece = items[first : first + CONVERTED]
+            products[:, first : first + CONVERTED] = queries @ room[: len(piece)].copy_(piece).T
         return products
 
     def _check(self, request: Retrieve) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from axn_ray.core.adaptive import Search, search, split_budget
-from axn_ray.core.estimators import Estimator, Pinv, Ridge, Tour
+from axn_ray.core.estimators import Estimator, ItemArray, Pinv, Ridge, Tour
 from axn_ray.core.first_round import Bm25Index, dense_first_round, random_first_round
 from axn_ray.core.graph_search import gar, ladr
 from axn_ray.core.index import ItemIndex
@@ -22,19 +22,21 @@ class Embeddings:
     """Items (n_items, dim) and queries (n_queries, dim) in one space, and the scale that brings CE scores into it.
 
     Without a scale each search fits its own. Some spaces hold no queries: see `cur_embeddings`. `noise_variance` of the
-    scaled scores, where a fit has estimated it; `index_ce_calls` is what making the embeddings cost, where it is known;
-    `lexical` is what the words of query and item add to the prior mean, which ridge estimators take.
+    scaled scores and `prior_variance` (dim,) of a query's numbers, where a fit has estimated them; `index_ce_calls` is what
+    making the embeddings cost, where it is known; `lexical` is what the words of query and item add to the prior mean. Ridge
+    estimators take them in; with directions that vary by different amounts the others would be wrong and are refused.
 
     Raises:
         InputError: shapes that do not fit, or a NaN or infinite value.
     """
 
-    items: FloatArray
+    items: ItemArray
     queries: FloatArray | None
     scale: ScoreScale | None
     noise_variance: float | None = None
     index_ce_calls: int | None = None
     lexical: LexicalMean | None = None
+    prior_variance: FloatArray | None = None
 
     def __post_init__(self) -> None:
         queries = self.items[:0] if self.queries is None else self.queries
@@ -114,6 +116,10 @@ class SearchSpace:
             for name, given in ((method.first_round, rankings), (method.embeddings, known)):
                 if name is not None and name not in given:
                     raise InputError(f"method {method.name!r} needs {name!r}, given are {', '.join(sorted(given))}; add it")
+            if method.embeddings is not None and method.estimator != "ridge":
+                if self.embeddings[method.embeddings].prior_variance is not None:
+                    what = f"method {method.name!r} takes all directions of {method.embeddings!r} as equal, which they are not"
+                    raise InputError(f"{what}; use the estimator ridge")
             if method.graph and method.embeddings is not None:
                 width = self.graphs[method.embeddings].shape[1] if method.embeddings in self.graphs else 0
                 if width < method.n_neighbours:
@@ -130,15 +136,17 @@ class SearchSpace:
 
 def build_estimator(
     method: Method,
-    item_embeddings: FloatArray,
+    item_embeddings: ItemArray,
     scale: ScoreScale | None,
     query_embedding: FloatArray | None,
     noise_variance: float | None = None,
     offset: FloatArray | None = None,
+    prior_variance: FloatArray | None = None,
 ) -> Estimator | None:
     """The method's estimator for one query (None for RnR): items (n_items, dim), query (dim,).
 
-    A `noise_variance` that was fitted with the embeddings takes the place of the method's; `offset`: see `Ridge`.
+    A `noise_variance` and a `prior_variance` (dim,) that were fitted with the embeddings take the place of the method's;
+    `offset`: see `Ridge`.
 
     Raises:
         InputError: an estimator that needs a query embedding or a fitted scale and has none.
@@ -154,7 +162,8 @@ def build_estimator(
     if scale is None:
         raise InputError(f"method {method.name!r} needs a fitted scale; factorize first")
     noise_variance = method.noise_variance if noise_variance is None else noise_variance
-    return Ridge(item_embeddings, scale, query_embedding, noise_variance, method.prior_variance, offset)
+    prior = method.prior_variance if prior_variance is None else prior_variance
+    return Ridge(item_embeddings, scale, query_embedding, noise_variance, prior, offset)
 
 
 def start_search(method: Method, space: SearchSpace, query: int, budget: int) -> Search:
@@ -180,7 +189,8 @@ def start_search(method: Method, space: SearchSpace, query: int, budget: int) ->
     part = space.embeddings[method.embeddings]
     query_embedding = None if part.queries is None else part.queries[query]
     offset = None if part.lexical is None else part.lexical.of_query(space.query_texts[query])
-    estimator = build_estimator(method, part.items, part.scale, query_embedding, part.noise_variance, offset)
+    known = part.noise_variance, offset, part.prior_variance
+    estimator = build_estimator(method, part.items, part.scale, query_embedding, *known)
     return search(estimator, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds, stop=method.stop)
 
 

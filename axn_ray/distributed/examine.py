@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from axn_ray.core.artifact import Manifest, check_same_inputs, new_artifact, read_manifest
 from axn_ray.core.choice import CHOICE, Choice, choose, list_trials, read_choice
 from axn_ray.core.comparison import Row, summarize
@@ -139,14 +141,17 @@ def build_examination(
     embeddings = {DE: Embeddings(corpus.item_embeddings, query_embeddings, scale=None, index_ce_calls=0)}
     for name, part in fitted.items():
         embedded = part.embed_queries(query_embeddings)
-        known = part.noise_variance, part.index_ce_calls, part.lexical
+        known = part.noise_variance, part.index_ce_calls, part.lexical, part.prior_variance
         embeddings[name] = Embeddings(part.item_embeddings, embedded, part.scale, *known)
     if cur is not None:
         embeddings[CUR] = cur
     plan = config.plan(embeddings, chosen)
     walks = [method for method in plan.methods if method.graph]
     graphs = {
-        name: neighbour_graph(embeddings[name].items, max(walk.n_neighbours for walk in walks if walk.embeddings == name))
+        name: neighbour_graph(
+            np.asarray(embeddings[name].items, dtype=np.float32),
+            max(walk.n_neighbours for walk in walks if walk.embeddings == name),
+        )
         for name in {str(walk.embeddings) for walk in walks} & embeddings.keys()
     }
     needs_bm25 = any(method.first_round == BM25 for method in plan.methods)

@@ -52,7 +52,8 @@ def watch(folder, truth):
         stop = Watch(0.5, max(KS), SAMPLE)
         object.__setattr__(stop, "seen", [])
         offset = fitted.offset(corpus.queries.texts[row])
-        ridge = build_estimator(method, items, fitted.scale, query, fitted.noise_variance, offset)
+        known = fitted.noise_variance, offset, fitted.prior_variance
+        ridge = build_estimator(method, items, fitted.scale, query, *known)
         running = search(ridge, None, n_items=len(items), budget=BUDGET, rounds=ROUNDS, stop=stop)
         result = run_search(running, truth_row.__getitem__, lambda request: index.retrieve([request])[0])
         forecasts.append([*stop.seen, [0.0] * len(KS)])

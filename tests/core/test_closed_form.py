@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from axn_ray.core.bayes import fit_bayes, start_model
+from axn_ray.core.bayes import fit_bayes, start_model, whiten
 from axn_ray.core.closed_form import (
     CONSTANT,
     VIEW_SCALE,
@@ -15,7 +15,7 @@ from axn_ray.core.closed_form import (
     in_one_process,
 )
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
-from axn_ray.errors import InputError
+from axn_ray.errors import FitError, InputError
 
 N_ITEMS, N_QUERIES, DIM, PER_QUERY = 400, 300, 5, 20
 RAW = ScoreScale()
@@ -114,8 +114,56 @@ def test_a_view_teaches_what_the_dual_encoder_does_not_see(world):
     assert error < 0.5 * error_alone
     assert error < 2 * 0.05  # the noise of the scores is 0.05
     assert alone.noise_variance > 4 * embedded.noise_variance
-    assert embedded.item_embeddings.dtype == np.float16
     assert embedded.item_embeddings.shape == (N_ITEMS, DIM + 7 + 1)
+
+
+def test_items_stand_in_steps_of_each_direction(world, monkeypatch):
+    items, queries, view, matrix = world
+    features = ItemFeatures(items, [view])
+    model = fit_model(TrainData(features, queries, matrix, RAW), 3)
+    item_map, query_map = whiten(model)
+    item_map[:, 4] = query_map[4] = 0.0  # a direction in which no item lies
+    monkeypatch.setattr("axn_ray.core.closed_form.whiten", lambda model: (item_map, query_map))
+    exact = features.take(slice(None)) @ item_map
+    found = embed(model, features)
+    assert found.item_embeddings.dtype == np.int8
+    assert np.abs(found.item_embeddings).max(axis=0).tolist() == [127] * 4 + [0] + [127] * 8
+    steps = np.sqrt(found.prior_variance)
+    np.testing.assert_allclose(steps * found.item_embeddings, exact, atol=0.502 * np.abs(exact).max() / 127)
+    np.testing.assert_allclose(np.delete(steps, 4), np.delete(np.abs(exact).max(axis=0), 4) / 127, rtol=1e-5)
+    x = np.column_stack([queries, np.ones(N_QUERIES)])
+    np.testing.assert_allclose(found.embed_queries(queries) / steps, x @ query_map.T, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("axn_ray.core.closed_form.SAMPLE", 2)  # the first and the last item say how long a step is
+    few = embed(model, features)
+    largest = np.abs(exact[[0, -1]]).max(axis=0)
+    assert (np.abs(exact) > largest).any()
+    within = np.clip(exact, -largest, largest)
+    np.testing.assert_allclose(np.sqrt(few.prior_variance) * few.item_embeddings, within, atol=0.502 * largest.max() / 127)
+
+
+def test_rounding_to_8_bits_costs_no_accuracy(world):
+    items, queries, view, matrix = world
+    observed, held_out = split(matrix)
+    features = ItemFeatures(items, [view])
+    model = fit_model(TrainData(features, queries, observed, RAW), 8)
+    item_map, query_map = whiten(model)
+    ones = np.ones(len(item_map), np.float32)
+    exact = Embedded(features.take(slice(None)) @ item_map, query_map.astype(np.float32), ones, model.noise_variance)
+    errors = [held_out_rmse(part, queries, RAW, observed, held_out) for part in (exact, embed(model, features))]
+    assert errors[1] == pytest.approx(errors[0], rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("sampled", [True, False])
+def test_an_item_without_numbers_is_refused(world, monkeypatch, sampled):
+    items, queries, view, matrix = world
+    features = ItemFeatures(items, [view])
+    model = fit_model(TrainData(features, queries, matrix, RAW), 1)
+    broken = view.copy()
+    broken[0 if sampled else 7] = np.inf
+    monkeypatch.setattr("axn_ray.core.closed_form.SAMPLE", 2)
+    with pytest.raises(FitError, match="item embeddings are NaN or infinite; check the scores"):
+        embed(model, ItemFeatures(items, [broken]))
 
 
 def test_fewer_numbers_are_more_noise(world):
@@ -135,7 +183,7 @@ def test_held_out_error_is_that_of_the_posterior_by_plain_inverses(world):
     for query in range(N_QUERIES):
         (anchors, scores), (others, expected) = observed.row(query), held_out.row(query)
         a, prior = embedded.item_embeddings[anchors].astype(np.float64), embedded.embed_queries(queries[[query]])[0]
-        precision = np.eye(a.shape[1]) + a.T @ a / embedded.noise_variance
+        precision = np.diag(1 / embedded.prior_variance) + a.T @ a / embedded.noise_variance
         u = prior + np.linalg.inv(precision) @ a.T @ (scores - a @ prior) / embedded.noise_variance
         squared += np.sum((embedded.item_embeddings[others].astype(np.float64) @ u - expected) ** 2)
     assert error == pytest.approx(np.sqrt(squared / held_out.n_observed), rel=1e-6)

@@ -117,6 +117,23 @@ def test_ridge_is_the_posterior_mean(m):
     np.testing.assert_allclose(got, items @ u, atol=1e-5)
 
 
+def test_a_prior_variance_for_each_direction_is_the_same_posterior_in_other_units():
+    rng, scale = np.random.default_rng(4), ScoreScale(alpha=1.0, beta=0.5)
+    items, u_param, units = random_items(), random_items(1, seed=3)[0], rng.uniform(0.1, 3.0, DIM).astype(np.float32)
+    plain, other = Ridge(items, scale, u_param, 0.4), Ridge(items / units, scale, u_param * units, 0.4, units**2)
+    scores = rng.standard_normal(60).astype(np.float32)
+    for ridge in (plain, other):
+        for anchors in np.arange(60, dtype=np.int32).reshape(2, 30):
+            ridge.observe(anchors, scores[anchors])
+    np.testing.assert_allclose(other.query_embedding / units, plain.query_embedding, atol=1e-5)
+    asked = np.arange(90, 200, dtype=np.int32)
+    np.testing.assert_allclose(other.variance(asked), plain.variance(asked), rtol=1e-4)
+    with pytest.raises(InputError, match=r"a prior variance of shape \(3,\) for dim 32; give one, or one each"):
+        Ridge(items, scale, u_param, 0.4, np.ones(3, np.float32))
+    with pytest.raises(InputError, match=r"noise_variance=0.4, prior_variance=-1.0 must both be positive"):
+        Ridge(items, scale, u_param, 0.4, np.where(np.arange(DIM) == 5, -1, 1).astype(np.float32))
+
+
 @settings(deadline=None)
 @given(
     shares=st.lists(st.integers(1, 40), min_size=1, max_size=6), prior=st.sampled_from([0.3, 1.0, 2.0]), seed=st.integers(0, 99)

@@ -75,7 +75,12 @@ def quick(method, **given):
 
 def assert_equal(first, second):
     np.testing.assert_array_equal(first.item_embeddings, second.item_embeddings)
-    assert (first.scale, first.record) == (second.scale, second.record)
+    assert (first.scale, first.record, first.noise_variance) == (second.scale, second.record, second.noise_variance)
+    for name in ("query_map", "prior_variance"):
+        mine, theirs = getattr(first, name), getattr(second, name)
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            np.testing.assert_array_equal(mine, theirs)
     if first.query_tower is not None:
         for mine, theirs in zip(first.query_tower.parameters(), second.query_tower.parameters(), strict=True):
             assert torch.equal(mine, theirs)
@@ -348,7 +353,8 @@ def test_shared_words_become_a_part_of_the_prior_mean(world, words, tmp_path):
     def found(fit, query):
         """Of the 10 best items by the exact scores, those that a search with 30 calls scores."""
         embedding, offset = fit.embed_queries(queries[[query]])[0], fit.offset(given.query_texts[query])
-        ridge = build_estimator(METHODS["axn_bayes"], fit.item_embeddings, fit.scale, embedding, fit.noise_variance, offset)
+        known = fit.noise_variance, offset, fit.prior_variance
+        ridge = build_estimator(METHODS["axn_bayes"], fit.item_embeddings, fit.scale, embedding, *known)
         running = search(ridge, None, n_items=len(items), budget=30, rounds=3)
         result = run_search(
             running, exact[query].__getitem__, lambda request: ItemIndex(fit.item_embeddings).retrieve([request])[0]

@@ -64,17 +64,17 @@ def slow_retrieve(items, request):
     n_items=st.integers(1, 400),
     n_requests=st.integers(1, 4),
     block=st.sampled_from([8, 100, 1000, 1 << 24]),
-    half=st.booleans(),
+    dtype=st.sampled_from([np.float32, np.float16, np.int8]),
     held=st.sampled_from([0, 1 << 28]),
     coarse=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_the_index_answers_many_requests_as_a_full_sort_does(n_items, n_requests, block, half, held, coarse, seed):
+def test_the_index_answers_many_requests_as_a_full_sort_does(n_items, n_requests, block, dtype, held, coarse, seed):
     rng = np.random.default_rng(seed)
     items, queries = rng.normal(size=(n_items, 5)), rng.normal(size=(n_requests, 5))
     if coarse:  # whole numbers: exact products, and many ties
         items, queries = np.round(items), np.round(queries)
-    items = items.astype(np.float16 if half else np.float32)
+    items = np.round(30 * items).astype(dtype) if dtype == np.int8 else items.astype(dtype)
     requests = []
     for query in queries.astype(np.float32):
         excluded = rng.permutation(n_items)[: rng.integers(0, n_items)].astype(np.int32)

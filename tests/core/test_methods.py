@@ -70,12 +70,29 @@ def test_the_estimator_gets_the_methods_numbers_and_what_was_fitted_goes_first()
     assert isinstance(ridge, Ridge) and (ridge.noise_variance, ridge.prior_variance) == (0.5, 1.0)
     np.testing.assert_array_equal(ridge.u_param, part.queries[3])
     assert build_estimator(METHODS["axn_bayes"], part.items, part.scale, part.queries[3], 0.2).noise_variance == 0.2
+    variances = np.arange(1, 1 + part.items.shape[1], dtype=np.float32)
+    fitted = build_estimator(METHODS["axn_bayes"], part.items, part.scale, part.queries[3], prior_variance=variances)
+    assert fitted.prior_variance is variances
     pinv = build_estimator(METHODS["axn_blend_mf_ind"], part.items, part.scale, part.queries[3])
     assert isinstance(pinv, Pinv) and pinv.blend == 0.5 and pinv.scale == part.scale
     with pytest.raises(InputError, match="'TouR, DE' needs a query embedding"):
         build_estimator(METHODS["tour_de"], part.items, part.scale, None)
     with pytest.raises(InputError, match="'AXN bayes' needs a fitted scale"):
         build_estimator(METHODS["axn_bayes"], part.items, None, part.queries[3])
+
+
+def test_directions_of_their_own_spread_are_for_the_ridge_alone():
+    space, exact = make_world()
+    part = space.embeddings["mf_ind"]
+    units = np.linspace(0.5, 2.0, part.items.shape[1]).astype(np.float32)
+    other = replace(part, items=part.items / units, queries=part.queries * units, prior_variance=units**2)
+    turned = replace(space, embeddings={**space.embeddings, "mf_ind": other})
+    ridge = METHODS["axn_ridge_mf_ind"]
+    chosen = [search_with(ridge, world, 3, 40, exact.scores[3])[0] for world in (turned, space)]
+    assert chosen[0] == chosen[1]
+    for wrong in (METHODS["axn_pinv_mf_ind"], replace(METHODS["gar_de"], embeddings="mf_ind")):
+        with pytest.raises(InputError, match="takes all directions of 'mf_ind' as equal, which they are not; use the estimator"):
+            turned.check_methods([wrong])
 
 
 def test_a_search_adds_what_the_words_of_its_query_say():
