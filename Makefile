@@ -97,9 +97,9 @@ bench-serve: setup $(PEER)
 bench-stop: setup
 	$(BENCH) tests.benchmarks.stop
 
-# On what `make bench-recall SECTIONS="verbs distilled"` has made.
+# On what `make bench-recall SECTIONS="verbs distilled"` has made; SECTIONS=bits makes the little that it needs.
 bench-width: setup
-	$(BENCH) tests.benchmarks.width
+	$(BENCH) tests.benchmarks.width $(SECTIONS)
 
 # Stages that were measured are kept in runs/bench-scale; SECONDS=400 ends a run after that long, and the next goes on.
 bench-scale: setup

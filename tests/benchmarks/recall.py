@@ -6,7 +6,8 @@
 
 fixed     the verbs, 13,767 items: 2000 train queries x 100 items, 100 test queries (shipped truth), settings fixed beforehand.
 verbs     the same with all rivals, and what is free chosen on 50 dev queries, whose truth is scored here and serves ANNCUR and
-          ADACUR as dense rows. One cross-encoder, engine included, must make all: where bfloat16 is not the default, this stops.
+          ADACUR as dense rows. One cross-encoder must make all, so it runs in the shipped truth's bfloat16 on any CPU with
+          AVX-512, however slow there; where our engine cannot run in it, this stops.
 distilled the same world and scores: the dual-encoder learns from them first (`axn distill`), then the closed form is fitted.
 sweep     the same world: 100, 500, 2000 train queries x 25, 50, 100, 200 items, all from one scored superset.
 artifact  noun.artifact, 11,587 items: its 785 train queries x 100, 100 test queries, with and without a distilled dual-encoder;
@@ -42,6 +43,7 @@ KS = [1, 10, 100]
 ROUNDS = [10]
 # At equal calls: the paper's choice for the rivals, and what helps the closed-form fit (docs/benchmarks/sampling.json) for ours.
 NEAR, MIX = {"active_share": 0.0, "random_share": 0.0}, {"active_share": 0.3, "random_share": 0.1}
+EXACT = {"dtype": "bfloat16"}  # the shipped truth's
 FITS = {"bayes": "g_mix", "mf_ind": "g_near"}
 STOPS = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
 # Methods without a setting to choose; those of `choice.GRID` have one.
@@ -89,14 +91,16 @@ def make(folder, stage, *arguments, **settings):
     folder.with_suffix(".seconds").write_text(f"{time.monotonic() - start:.1f}\n")
 
 
-def score_world(world, known):
-    """Embed the world and score its train queries in both ways."""
+def score_world(world, known, ways=("g_near", "g_mix")):
+    """Embed the world and score its train queries in both ways, or in one."""
     folder = world.folder
     make(folder / "embeddings", embed, EmbedConfig(world=world.worlds, train_queries=world.train_queries), folder / "embeddings")
     corpus = load_embedded_corpus(folder / "embeddings")
     for name, way in (("g_near", NEAR), ("g_mix", MIX)):
-        paid = [*known, *(str(done) for done in [folder / "g_near"] if name == "g_mix")]
-        make(folder / name, score, corpus, ScoreConfig(per_query=100, known_scores=paid, **way), folder / name)
+        if name not in ways:
+            continue
+        paid = [*known, *(str(done) for done in [folder / "g_near"] if name == "g_mix" and "g_near" in ways)]
+        make(folder / name, score, corpus, ScoreConfig(per_query=100, known_scores=paid, **EXACT, **way), folder / name)
 
 
 def prepare(world, known):
@@ -180,13 +184,16 @@ def distilled(known):
 
 def make_dev_truth(world, known):
     """Exact scores of the dev queries."""
-    corpus, config = load_embedded_corpus(world.folder / "embeddings"), ScoreConfig(split="dev", choice="all", known_scores=known)
+    corpus, config = (
+        load_embedded_corpus(world.folder / "embeddings"),
+        ScoreConfig(split="dev", choice="all", known_scores=known, **EXACT),
+    )
     make(world.folder / "dev_truth", score, corpus, config, world.folder / "dev_truth")
 
 
 def judge(world, out, settings, choice=None, dense_rows=None):
     """Evaluate on test queries; their truth is scored first where it is not there."""
-    given = {"rounds": ROUNDS, "budgets": BUDGETS, "k": KS, "max_queries": world.test_queries, **settings}
+    given = {"rounds": ROUNDS, "budgets": BUDGETS, "k": KS, "max_queries": world.test_queries, **EXACT, **settings}
     plan = EvaluateConfig.model_validate(given)
     make(out, examine, plan, world.folder / "embeddings", world.truth, world.fitted, out, dense_rows=dense_rows, choice=choice)
 
@@ -216,10 +223,10 @@ def sweep(known):
     make(embeddings, embed, EmbedConfig(world=world.worlds, train_queries=world.train_queries), embeddings)
     corpus = load_embedded_corpus(embeddings)
     paid = [*known, *(str(done) for done in [world.folder / "g_near"] if (done / "manifest.json").exists())]
-    make(folder / "superset", score, corpus, ScoreConfig(per_query=200, known_scores=paid, **NEAR), folder / "superset")
+    make(folder / "superset", score, corpus, ScoreConfig(per_query=200, known_scores=paid, **EXACT, **NEAR), folder / "superset")
     for n_queries, per_query in SWEEP:
         part = folder / f"{n_queries}x{per_query}"
-        settings = ScoreConfig(n_queries=n_queries, per_query=per_query, known_scores=[str(folder / "superset")], **NEAR)
+        settings = ScoreConfig(n_queries=n_queries, per_query=per_query, known_scores=[str(folder / "superset")], **EXACT, **NEAR)
         make(part / "scores", score, corpus, settings, part / "scores")
         for name in ("mf_ind", "bayes"):
             fit(embeddings, part / "scores", name, part / name)

@@ -1,51 +1,72 @@
-"""`make bench-width`: what fewer numbers an item cost, on the verbs, over the dual-encoder as it is and over the distilled one.
+"""`make bench-width`: what fewer numbers an item cost, and fewer bits a number, on the verbs. Sections run alone or together.
 
-The closed form with other widths, ten rounds of search for the 100 test queries of `make bench-recall`, whose scores and
-distilled dual-encoder it takes, or makes where they are missing. Nothing is chosen by it.
+    make bench-width SECTIONS=bits
+
+numbers  the closed form with other widths, over the dual-encoder as it is and over the distilled one: width.json
+bits     512 numbers in 8 bits beside the same fit's in float32, over the dual-encoder as it is: width_bits.json
+
+Ten rounds of search for the 100 test queries of `make bench-recall`, whose scores and distilled dual-encoder both take, or
+make where they are missing. Nothing is chosen by them.
 """
 
+import argparse
+from dataclasses import replace
+
+import numpy as np
 import pyarrow as pa
 
+from axn_ray.core.artifact import new_artifact, read_manifest
+from axn_ray.core.bayes import whiten
+from axn_ray.core.closed_form import ItemFeatures, TrainData, fit_model
 from axn_ray.core.comparison import summarize
+from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.evaluation_store import load_evaluation
-from axn_ray.core.factorization import load_factorization
-from axn_ray.core.fitting import FactorizationConfig
+from axn_ray.core.factorization import describe_factorization, load_factorization, save_factorization
+from axn_ray.core.fitting import FactorizationConfig, FitInputs
+from axn_ray.core.score_store import load_scores
 from axn_ray.distributed.cluster import join_cluster
+from axn_ray.distributed.embed_views import open_views
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
-from axn_ray.distributed.factorize import factorize_scores
+from axn_ray.distributed.factorize import factorize_scores, find_queries
 from tests.benchmarks import recall
 from tests.benchmarks.common import record
 
+OUT, WORLD = recall.OUT / "width", recall.WORLDS["verbs"]
+SCORES, DISTILLED = WORLD.folder / recall.FITS["bayes"], WORLD.folder / "distilled"
 WIDTHS = (512, 384, 256)  # the first is the default
+SECTIONS = ("numbers", "bits")
 GAIN = ("recall", "gain", "gain_low", "gain_high")
 
 
 def main():
-    """A row per kind of embeddings, width, budget and k."""
+    """Run the sections named on the command line, or both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default: both")
+    sections = parser.parse_args().sections or SECTIONS
+    if unknown := set(sections) - set(SECTIONS):
+        parser.error(f"section {unknown.pop()!r} is none of {', '.join(SECTIONS)}")
     join_cluster()
-    world = recall.WORLDS["verbs"]
-    scores, distilled = world.folder / recall.FITS["bayes"], world.folder / "distilled"
-    recall.score_world(world, [])
-    recall.distil(world, scores, distilled)
+    if "numbers" in sections:
+        numbers()
+    if "bits" in sections:
+        bits()
+
+
+def numbers():
+    """A row per kind of embeddings, width, budget and k."""
+    recall.score_world(WORLD, [])
+    recall.distil(WORLD, SCORES, DISTILLED)
     rows = []
-    for name, folder in (("as it is", world.folder), ("distilled", distilled)):
+    for name, folder in (("as it is", WORLD.folder), ("distilled", DISTILLED)):
         tables = []
         for width in WIDTHS:
-            place = recall.OUT / "width" / f"{name.replace(' ', '_')}_{width}"
+            place = OUT / f"{name.replace(' ', '_')}_{width}"
             config = FactorizationConfig(width=width)
-            recall.make(place / "bayes", factorize_scores, folder / "embeddings", scores, config, place / "bayes")
-            plan = EvaluateConfig(methods=["axn_bayes"], rounds=recall.ROUNDS, budgets=recall.BUDGETS, k=recall.KS)
-            inputs = folder / "embeddings", world.truth, {"bayes": place / "bayes"}
-            recall.make(place / "evaluation", examine, plan, *inputs, place / "evaluation")
+            recall.make(place / "bayes", factorize_scores, folder / "embeddings", SCORES, config, place / "bayes")
             assert load_factorization(place / "bayes").item_embeddings.shape[1] <= width
-            tables.append(name_after(width, load_evaluation(place / "evaluation").table))
-        found = summarize(pa.concat_tables(tables), baseline=(str(WIDTHS[0]), recall.ROUNDS[0]))
-        for row in found:
-            if row["rounds"] != recall.ROUNDS[0]:  # retrieve-and-rerank stands in every evaluation
-                continue
-            cell = {"dual_encoder": name, "width": int(row["method"]), "budget": row["budget"], "k": row["k"]}
-            rows.append(cell | {part: round(row[part], 4) for part in GAIN})
+            tables.append(search(place, folder / "embeddings", str(width)))
+        rows += [{"dual_encoder": name, "width": int(method), **row} for method, row in compare(tables)]
     headline = {
         f"{row['dual_encoder'].replace(' ', '_')}_256_at10_b{row['budget']}": round(100 * row["gain"], 1)
         for row in rows
@@ -54,9 +75,54 @@ def main():
     record("width", {"rows": rows}, **headline)
 
 
-def name_after(width, table):
-    """The rows of an evaluation under the name of its width, so that several can stand side by side."""
-    return table.set_column(table.column_names.index("method"), "method", pa.array([str(width)] * table.num_rows))
+def bits():
+    """A row per kind of number, budget and k."""
+    recall.score_world(WORLD, [], ["g_mix"])
+    embeddings, rounded, plain = WORLD.folder / "embeddings", OUT / "bits_8", OUT / "bits_32"
+    recall.make(rounded / "bayes", factorize_scores, embeddings, SCORES, FactorizationConfig(), rounded / "bayes")
+    recall.make(plain / "bayes", fit_unrounded, embeddings, load_factorization(rounded / "bayes"), plain / "bayes")
+    kinds = {place: str(load_factorization(place / "bayes").item_embeddings.dtype) for place in (plain, rounded)}
+    assert list(kinds.values()) == ["float32", "int8"]
+    tables = [search(place, embeddings, kind) for place, kind in kinds.items()]
+    rows = [{"numbers": method, **row} for method, row in compare(tables)]
+    found = {row["budget"]: row["gain"] for row in rows if (row["numbers"], row["k"]) == ("int8", 10)}
+    headline = {f"int8_at10_b{budget}": round(100 * gain, 1) for budget, gain in found.items()}
+    record("width_bits", {"rows": rows}, "bench-width SECTIONS=bits", **headline)
+
+
+def fit_unrounded(embeddings, rounded, out):
+    """The fit that is in `rounded` once more, its items in float32 as they were before they were rounded."""
+    corpus, manifest, config = load_embedded_corpus(embeddings), read_manifest(SCORES, "scores"), FactorizationConfig()
+    rows = find_queries(corpus, embeddings, SCORES, manifest)
+    inputs = FitInputs(load_scores(SCORES).matrix, np.asarray(corpus.item_embeddings), corpus.query_embeddings[rows])
+    cross_encoder, folder = manifest.config["cross_encoder"], embeddings.parent / "views"
+    features = ItemFeatures(inputs.item_embeddings, open_views(config.views, corpus, cross_encoder, folder, 2, 1))
+    features, observed = features.reduce(config.width), inputs.score_matrix.keep(~inputs.held_out(config))
+    model = fit_model(TrainData(features, inputs.query_embeddings, observed, inputs.fit_scale()), config.epochs)
+    assert np.isclose(model.noise_variance, rounded.noise_variance, rtol=1e-3), "another fit"
+    item_map, query_map = (part.astype(np.float32) for part in whiten(model))
+    plain = replace(
+        rounded, item_embeddings=features.take(slice(None)) @ item_map, query_map=query_map, prior_variance=None, record=None
+    )
+    with new_artifact(out, describe_factorization(plain, config, manifest.made_from)) as place:
+        save_factorization(place, plain)
+
+
+def search(place, embeddings, name):
+    """The rows of the searches in a place's factorization, under a name, so that several can stand side by side."""
+    plan = EvaluateConfig(methods=["axn_bayes"], rounds=recall.ROUNDS, budgets=recall.BUDGETS, k=recall.KS)
+    recall.make(place / "evaluation", examine, plan, embeddings, WORLD.truth, {"bayes": place / "bayes"}, place / "evaluation")
+    table = load_evaluation(place / "evaluation").table
+    return table.set_column(table.column_names.index("method"), "method", pa.array([name] * table.num_rows))
+
+
+def compare(tables):
+    """Each name and what it finds at a budget and k, beside what the first of the tables finds."""
+    names = pa.concat_tables(tables)
+    first = tables[0]["method"][0].as_py()
+    for row in summarize(names, baseline=(first, recall.ROUNDS[0])):
+        if row["rounds"] == recall.ROUNDS[0]:  # retrieve-and-rerank stands in every evaluation
+            yield row["method"], {"budget": row["budget"], "k": row["k"], **{part: round(row[part], 4) for part in GAIN}}
 
 
 if __name__ == "__main__":
