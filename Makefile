@@ -11,8 +11,8 @@ demo: setup
 	$(BIN)/axn demo --out runs/demo
 
 test: setup lint
-	@echo "== unit tests"
-	$(BIN)/python -m pytest -m "not cluster and not gpu"
+	@echo "== unit tests, two files at a time"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster and not gpu"
 	@echo "== tests on a cluster of several nodes"
 	$(BIN)/python -m pytest -m "cluster and not gpu"
 

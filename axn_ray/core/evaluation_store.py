@@ -19,9 +19,7 @@ import pyarrow.parquet
 from axn_ray.core.artifact import Manifest, read_manifest
 from axn_ray.core.comparison import CELL, MethodAt, Row
 from axn_ray.core.evaluation import ExactScores
-from axn_ray.core.figures import draw_recall, save_figure
 from axn_ray.core.report import markdown_table
-from axn_ray.core.report_page import render_page
 from axn_ray.core.score_formats import format_trec_lines
 
 logger = logging.getLogger(__name__)
@@ -50,6 +48,10 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     summary, baseline = evaluation.summary, evaluation.baseline
     pyarrow.parquet.write_table(evaluation.table, folder / ROWS, compression="zstd")
     (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    # Matplotlib takes a second to import, and what reads evaluations or searches needs none.
+    from axn_ray.core.figures import draw_recall, save_figure
+    from axn_ray.core.report_page import render_page
+
     (folder / "table.md").write_text(markdown_table(summary))
     dataset = f"{evaluation.manifest.counts['items']:,} items"
     save_figure(draw_recall(summary, dataset, baseline=baseline), folder / "recall")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import ir_measures
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
 from ir_measures import Success, nDCG
 
 from axn_ray.core.ranking import top_items
@@ -64,6 +63,8 @@ def bootstrap_interval(
     Raises:
         InputError: fewer than two queries, or a NaN among the values.
     """
+    import scipy.stats  # a second to import, and most processes need none
+
     if len(values) < 2 or np.isnan(values).any():
         n_nan = int(np.isnan(values).sum())
         raise InputError(f"{len(values)} values with {n_nan} NaN give no interval; evaluate two or more queries, none dropped")
@@ -82,6 +83,8 @@ def bootstrap_interval(
 
 def permutation_p_value(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64], rng: np.random.Generator) -> float:
     """Two-sided p-value of the difference of two means over the same queries, (n_queries,) each, by swapping pairs."""
+    import scipy.stats
+
     tested = scipy.stats.permutation_test(
         (values, others),
         lambda x, y, axis: np.mean(x - y, axis=axis),

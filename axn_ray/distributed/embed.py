@@ -47,18 +47,18 @@ class EmbedConfig(BaseModel):
 
 
 class _EmbedActor:
-    """One dual-encoder in one process; embeds a range of texts at a time."""
+    """One dual-encoder in one process; embeds a range of items or queries at a time."""
 
-    def __init__(self, name: str, dtype: Dtype, side: str, texts: list[Any], threads: int) -> None:
+    def __init__(self, name: str, dtype: Dtype, texts: list[Any], threads: int) -> None:
         torch.set_num_threads(threads)
         model = DualEncoder(name, dtype)
-        self._embed = model.embed_items if side == "items" else model.embed_queries
-        self._texts: Sequence[str] = ray.get(texts[0])
+        self._embed = model.embed_items, model.embed_queries
+        self._texts: list[Sequence[str]] = ray.get(texts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        rows = range(int(batch["start"][0]), int(batch["stop"][0]))
-        embeddings = self._embed([self._texts[r] for r in rows])
-        return {"row": np.arange(rows.start, rows.stop), "embedding": embeddings}
+        side, rows = int(batch["side"][0]), range(int(batch["start"][0]), int(batch["stop"][0]))
+        embeddings = self._embed[side]([self._texts[side][row] for row in rows])
+        return {"side": np.full(len(rows), side), "row": np.arange(rows.start, rows.stop), "embedding": embeddings}
 
 
 def _read_dim(name: str, dtype: Dtype) -> int:
@@ -67,14 +67,23 @@ def _read_dim(name: str, dtype: Dtype) -> int:
 
 
 def embed_texts(
-    texts: Sequence[str], name: str, dtype: Dtype, side: str, workers: int, shard_rows: int = 1024, threads: int = 1
-) -> FloatArray:
-    """Texts (n) -> (n, dim) float32, in order; `side` is `items` or `queries`; `workers` processes share the work."""
-    gpus = gpus_per_worker()
+    items: Sequence[str],
+    queries: Sequence[str],
+    name: str,
+    dtype: Dtype,
+    workers: int,
+    shard_rows: int = 1024,
+    threads: int = 1,
+) -> tuple[FloatArray, FloatArray]:
+    """Texts of items (n) and of queries (m) -> (n, dim) and (m, dim) float32, in order; `workers` processes share the work."""
+    gpus, sides = gpus_per_worker(), (list(items), list(queries))
     dim = ray.get(ray.remote(num_gpus=gpus)(_read_dim).remote(name, dtype))
-    ranges = split_evenly(len(texts), shard_rows)
-    shards = ray.data.from_items([{"start": r.start, "stop": r.stop} for r in ranges], override_num_blocks=len(ranges))
-    embedded = shards.map_batches(
+    ranges = [
+        {"side": side, "start": r.start, "stop": r.stop}
+        for side, texts in enumerate(sides)
+        for r in split_evenly(len(texts), shard_rows)
+    ]
+    embedded = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
         _EmbedActor,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
@@ -82,16 +91,18 @@ def embed_texts(
         fn_constructor_kwargs={
             "name": name,
             "dtype": dtype,
-            "side": side,
-            "texts": [ray.put(list(texts))],  # in a list, so that Ray hands over the reference and not the value
+            "texts": [ray.put(texts) for texts in sides],  # in a list, so that Ray hands over references and not values
             "threads": threads,
         },
     )
-    embeddings = np.empty((len(texts), dim), dtype=np.float32)
+    embeddings = tuple(np.empty((len(texts), dim), dtype=np.float32) for texts in sides)
     batches = embedded.iter_batches(batch_size=None, batch_format="numpy")
-    for batch in track(batches, total=len(texts), description=f"embed {side}", size=lambda b: len(b["row"])):
-        embeddings[batch["row"]] = batch["embedding"]
-    return embeddings
+    n_texts = sum(len(texts) for texts in sides)
+    for batch in track(batches, total=n_texts, description="embed items and queries", size=lambda b: len(b["row"])):
+        for side, found in enumerate(embeddings):
+            chosen = batch["side"] == side
+            found[batch["row"][chosen]] = batch["embedding"][chosen]
+    return embeddings[0], embeddings[1]
 
 
 def embed(config: EmbedConfig, out: Path) -> EmbeddedCorpus:
@@ -115,12 +126,14 @@ def embed(config: EmbedConfig, out: Path) -> EmbeddedCorpus:
         made_from={"items": items.fingerprint, "queries": queries.fingerprint},
     )
     with new_artifact(out, manifest) as folder:
+        texts = items.full_texts, queries.texts
+        item_embeddings, query_embeddings = embed_texts(*texts, config.dual_encoder, config.dtype, config.workers)
         corpus = EmbeddedCorpus(
             items=items,
             queries=queries,
             splits=tuple(splits[row] for row in kept),
-            item_embeddings=embed_texts(items.full_texts, config.dual_encoder, config.dtype, "items", config.workers),
-            query_embeddings=embed_texts(queries.texts, config.dual_encoder, config.dtype, "queries", config.workers),
+            item_embeddings=item_embeddings,
+            query_embeddings=query_embeddings,
             dual_encoder=config.dual_encoder,
         )
         save_embedded_corpus(folder, corpus)

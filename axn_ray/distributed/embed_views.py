@@ -1,12 +1,10 @@
-"""Runs encoders over all items on Ray Data, once per encoder and text, and freezes each view as a `view` artifact."""
+"""Runs encoders over all items on Ray Data, each once over texts and titles, and freezes each view as a `view` artifact."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -26,27 +24,27 @@ RAW = ".raw.npy"
 SHARD_ROWS = 1024
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """An encoder over one text of each item."""
+class _Missing(NamedTuple):
+    """A view to be made: its folder and manifest, the encoder's layer, and whether the encoder reads titles."""
 
-    encoder: Encoder
-    model: str
-    texts: list[str]
-    dim: int
+    folder: Path
+    manifest: Manifest
+    layer: int
+    of_title: bool
 
 
 class _LayerActor:
-    """One encoder in one process; looks at a range of texts at a time."""
+    """One encoder in one process; looks at a range of texts or titles at a time."""
 
-    def __init__(self, encoder: Encoder, model: str, layers: list[int], texts: list[Any], threads: int) -> None:
+    def __init__(self, encoder: Encoder, model: str, layers: list[int], texts: dict[bool, Any], threads: int) -> None:
         torch.set_num_threads(threads)
         self._encoder, self._layers = LayerEncoder(encoder, model), layers
-        self._texts: Sequence[str] = ray.get(texts[0])
+        self._texts: dict[bool, Sequence[str]] = {of_title: ray.get(reference) for of_title, reference in texts.items()}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        start, stop = int(batch["start"][0]), int(batch["stop"][0])
-        return {"row": np.arange(start, stop), "views": self._encoder.embed(self._texts[start:stop], self._layers)}
+        of_title, rows = bool(batch["of_title"][0]), np.arange(batch["start"][0], batch["stop"][0])
+        views = self._encoder.embed(self._texts[of_title][rows[0] : rows[-1] + 1], self._layers)
+        return {"of_title": np.full(len(rows), of_title), "row": rows, "views": views}
 
 
 def embed_views(
@@ -60,20 +58,22 @@ def embed_views(
         InputError, ModelError: see `View.texts` and `LayerEncoder`; a worker's come wrapped.
     """
     places: dict[View, Path] = {}
-    for (encoder, _), group in groupby(sorted(views, key=_pass_of), key=_pass_of):
-        same, model = list(group), models[encoder]
-        texts = same[0].texts(items)
+    for encoder in sorted({view.encoder for view in views}):
+        same, model = [view for view in views if view.encoder == encoder], models[encoder]
         fingerprint, dim, layers = ray.get(ray.remote(num_gpus=gpus_per_worker())(_inspect).remote(encoder, model, same))
         made_from = {"items": items.fingerprint, "encoder": fingerprint}
-        missing: list[tuple[Path, int, Manifest]] = []
+        missing: list[_Missing] = []
         for view, layer in zip(same, layers, strict=True):
             config = {"encoder": encoder, "model": model, "layer": layer, "of_title": view.of_title}
             places[view] = folder / f"{view.name}-{hash_json([config, made_from])[:12]}"
             if not (places[view] / MANIFEST).exists():
                 counts = {"items": len(items), "dim": dim}
-                missing.append((places[view], layer, Manifest(kind=KIND, config=config, counts=counts, made_from=made_from)))
+                manifest = Manifest(kind=KIND, config=config, counts=counts, made_from=made_from)
+                missing.append(_Missing(places[view], manifest, layer, view.of_title))
         if missing:
-            _look(_Pass(encoder, model, texts, dim), missing, workers, threads)
+            texts = {view.of_title: view.texts(items) for view in same}
+            needed = {part.of_title: texts[part.of_title] for part in missing}
+            _look(encoder, model, needed, missing, dim, workers, threads)
     return [places[view] for view in views]
 
 
@@ -90,42 +90,53 @@ def open_views(
     return [load_view(place) for place in embed_views(corpus.items, views, models, folder, workers=workers, threads=threads)]
 
 
-def _pass_of(view: View) -> tuple[Encoder, bool]:
-    return view.encoder, view.of_title
-
-
 def _inspect(encoder: Encoder, model: str, views: Sequence[View]) -> tuple[str, int, list[int]]:
     """The encoder's hash and dimension and the views' layers, read once where the actors will run."""
     opened = LayerEncoder(encoder, model)
     return opened.fingerprint, opened.dim, [opened.read_layer(view) for view in views]
 
 
-def _look(seen: _Pass, missing: list[tuple[Path, int, Manifest]], workers: int, threads: int) -> None:
-    """One pass of the encoder over the items; writes the artifacts of all its views."""
-    ranges = split_evenly(len(seen.texts), SHARD_ROWS)
-    shards = ray.data.from_items([{"start": r.start, "stop": r.stop} for r in ranges], override_num_blocks=len(ranges))
-    looked = shards.map_batches(
+def _look(
+    encoder: Encoder,
+    model: str,
+    texts: dict[bool, list[str]],
+    missing: list[_Missing],
+    dim: int,
+    workers: int,
+    threads: int,
+) -> None:
+    """One pass of the encoder over the texts, the titles or both; writes the artifacts of all its views."""
+    layers = sorted({part.layer for part in missing})
+    ranges = [
+        {"of_title": of_title, "start": r.start, "stop": r.stop}
+        for of_title, side in texts.items()
+        for r in split_evenly(len(side), SHARD_ROWS)
+    ]
+    looked = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
         _LayerActor,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
         num_gpus=gpus_per_worker(),
         fn_constructor_kwargs={
-            "encoder": seen.encoder,
-            "model": seen.model,
-            "layers": [layer for _, layer, _ in missing],
-            "texts": [ray.put(seen.texts)],  # in a list, so that Ray hands over the reference and not the value
+            "encoder": encoder,
+            "model": model,
+            "layers": layers,
+            "texts": {of_title: ray.put(side) for of_title, side in texts.items()},  # handed over as references
             "threads": threads,
         },
     )
     with ExitStack() as stack:
-        folders = [stack.enter_context(new_artifact(folder, manifest)) for folder, _, manifest in missing]
-        shape = len(seen.texts), seen.dim
-        raws = [np.lib.format.open_memmap(folder / RAW, mode="w+", dtype=np.float32, shape=shape) for folder in folders]
+        folders = [stack.enter_context(new_artifact(part.folder, part.manifest)) for part in missing]
+        raws = [
+            np.lib.format.open_memmap(folder / RAW, mode="w+", dtype=np.float32, shape=(len(texts[part.of_title]), dim))
+            for folder, part in zip(folders, missing, strict=True)
+        ]
         batches = looked.iter_batches(batch_size=None, batch_format="numpy")
-        names = ", ".join(folder.name.rpartition("-")[0] for folder, _, _ in missing)
-        for batch in track(batches, len(seen.texts), f"views {names}", size=lambda b: len(b["row"])):
-            for at, raw in enumerate(raws):
-                raw[batch["row"]] = batch["views"][:, at]
+        names = ", ".join(part.folder.name.rpartition("-")[0] for part in missing)
+        for batch in track(batches, sum(map(len, texts.values())), f"views {names}", size=lambda b: len(b["row"])):
+            for part, raw in zip(missing, raws, strict=True):
+                chosen = batch["of_title"] == part.of_title
+                raw[batch["row"][chosen]] = batch["views"][chosen, layers.index(part.layer)]
         for folder, raw in zip(folders, raws, strict=True):
             save_view(folder, raw)
             (folder / RAW).unlink()

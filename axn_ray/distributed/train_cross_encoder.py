@@ -108,8 +108,7 @@ def _mine(config: TrainCrossEncoderConfig, world: list[str], split: str | None, 
     unknown = next((label for label in labels if label not in items.index_of), None)
     if unknown is not None:
         raise InputError(f"label {unknown!r} is no item of {items.source}; drop the query or add the item")
-    item_embeddings = embed_texts(items.full_texts, config.dual_encoder, "auto", "items", workers=2)
-    query_embeddings = embed_texts(used.texts, config.dual_encoder, "auto", "queries", workers=2)
+    item_embeddings, query_embeddings = embed_texts(items.full_texts, used.texts, config.dual_encoder, "auto", workers=2)
     label_index = np.array([items.index_of[label] for label in labels], dtype=np.int32)
     candidates = training.mine_candidates(query_embeddings, item_embeddings, label_index, config, rng)
     return _Examples(items, used, candidates)

@@ -134,9 +134,9 @@ def measure_rates():
     rates = {}
     for name, model in (("dual_encoder", MINILM), ("cut_dual_encoder", str(ONE_LAYER.resolve()))):
         begun = time.monotonic()
-        embed_texts(texts[:8], model, "auto", "items", workers=2)
+        embed_texts(texts[:8], [], model, "auto", workers=2)
         between = time.monotonic()
-        embed_texts(texts * 2, model, "auto", "items", workers=2)
+        embed_texts(texts * 2, [], model, "auto", workers=2)
         rates[f"{name}_texts"] = 2 * SAMPLE / (time.monotonic() - between - (between - begun))
     torch.set_num_threads(1)
     cross_encoder = CrossEncoder(CrossEncoderConfig())

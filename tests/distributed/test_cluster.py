@@ -96,7 +96,7 @@ def once_done(out, shards, act):
 
 def kill_a_worker():
     """The process of one cross-encoder is gone, as by the kernel's hand."""
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         try:
             if "ScoreActor" in " ".join(process.cmdline()):
                 process.kill()
