@@ -80,8 +80,8 @@ def embed_texts(
     dim = ray.get(ray.remote(num_gpus=gpus)(_read_dim).remote(name, dtype))
     ranges = [
         {"side": side, "start": r.start, "stop": r.stop}
-        for side, texts in enumerate(sides)
-        for r in split_evenly(len(texts), shard_rows)
+        for side in (1, 0)  # the queries first: what ends the pass is one of many shards of items
+        for r in split_evenly(len(sides[side]), shard_rows)
     ]
     embedded = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
         _EmbedActor,
