@@ -72,8 +72,8 @@ class RetrieverDeployment:
             running = search(None, ranking.item_index, n_items=n_items, budget=budget, rounds=rounds)
             return running, lambda n, known: Retrieve(embedding, n, known, offset)
         method = replace(METHODS["axn_ridge_mf_ind"], rounds=rounds)
-        known = fitted.noise_variance, offset, fitted.prior_variance
-        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, *known)
+        learned = fitted.noise_variance, offset, fitted.prior_variance
+        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, *learned)
 
         def nearest(n: int, known: Int32Array) -> Retrieve:
             estimated = None if estimator is None else estimator.query_embedding

@@ -9,11 +9,11 @@ import numpy as np
 from axn_ray.core.adaptive import split_budget
 from axn_ray.core.bayes import BayesModel
 from axn_ray.core.closed_form import ItemFeatures, Spread, TrainData, embed, fit_model, in_one_process
-from axn_ray.core.estimators import ItemArray, Ridge
+from axn_ray.core.estimators import Ridge
 from axn_ray.core.fitting import FitInputs
 from axn_ray.core.index import ItemIndex, Retrieve
 from axn_ray.core.pairs import FloatArray
-from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
+from axn_ray.core.score_matrix import ItemArray, ScoreMatrix, ScoreScale
 from axn_ray.core.tokens import Int32Array
 
 ROUNDS = 3

@@ -32,9 +32,9 @@ from axn_ray.errors import FitError, InputError
 logger = logging.getLogger(__name__)
 
 StoredArray = npt.NDArray[np.floating]  # float32, or float16 as views are stored
-LARGEST = np.iinfo(np.int8).max
 
 BLOCK, SAMPLE, JUDGED = 1 << 14, 1 << 17, 2000
+LARGEST = 127  # of an int8 whose negative is one, too
 CONSTANT = 0.3  # the item feature that carries a query's mean score; 1 on the query's side
 VIEW_SCALE = 0.5
 FIRST_PART, FIRST_LEAST = 4, 100  # the first iteration is over every fourth query, and over a hundred where there are as many

@@ -13,12 +13,11 @@ import scipy.linalg
 from scipy.linalg import lapack
 from scipy.special import softmax
 
-from axn_ray.core.score_matrix import FloatArray, ScoreScale
+from axn_ray.core.score_matrix import FloatArray, ItemArray, ScoreScale
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
 Float64Array = npt.NDArray[np.float64]
-ItemArray = npt.NDArray[np.floating | np.int8]
 
 # The SVD's cut relative to sigma_max is RESOLUTION * max(A.shape): float32 embeddings say nothing about smaller ones.
 RESOLUTION = float(np.finfo(np.float32).eps)

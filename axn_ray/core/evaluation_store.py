@@ -45,13 +45,13 @@ class Evaluation:
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Write rows, summary, table, figure and report into an empty folder."""
-    summary, baseline = evaluation.summary, evaluation.baseline
-    pyarrow.parquet.write_table(evaluation.table, folder / ROWS, compression="zstd")
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
     # Matplotlib takes a second to import, and what reads evaluations or searches needs none.
     from axn_ray.core.figures import draw_recall, save_figure
     from axn_ray.core.report_page import render_page
 
+    summary, baseline = evaluation.summary, evaluation.baseline
+    pyarrow.parquet.write_table(evaluation.table, folder / ROWS, compression="zstd")
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
     (folder / "table.md").write_text(markdown_table(summary))
     dataset = f"{evaluation.manifest.counts['items']:,} items"
     save_figure(draw_recall(summary, dataset, baseline=baseline), folder / "recall")

@@ -29,13 +29,12 @@ from axn_ray.core.closed_form import (
     in_one_process,
 )
 from axn_ray.core.epochs import Epoch, best_epoch
-from axn_ray.core.estimators import ItemArray
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fit_share import share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.gradient_fit import GradientFit
 from axn_ray.core.lexical import LexicalMean, Words
-from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
+from axn_ray.core.score_matrix import FloatArray, ItemArray, ScoreMatrix, ScoreScale
 from axn_ray.core.towers import GatedTower, split_towers
 from axn_ray.errors import ArtifactError, FitError, InputError
 
@@ -172,8 +171,16 @@ def fit_closed_form(
     record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
     _judge(record, cure="score more pairs")
     n_observed = inputs.score_matrix.n_observed
-    known = embedded.query_map, embedded.noise_variance, n_observed, lexical, embedded.prior_variance
-    return Factorization(embedded.item_embeddings, scale, None, record, *known)
+    return Factorization(
+        embedded.item_embeddings,
+        scale,
+        record=record,
+        query_map=embedded.query_map,
+        noise_variance=embedded.noise_variance,
+        index_ce_calls=n_observed,
+        lexical=lexical,
+        prior_variance=embedded.prior_variance,
+    )
 
 
 def _fit_lexical(
@@ -255,6 +262,14 @@ def load_factorization(folder: Path) -> Factorization:
         )
     scale = ScoreScale(counts["scale_alpha"], counts["scale_beta"])
     noise_variance, calls = counts.get("noise_variance"), counts.get("index_ce_calls")
-    ce_calls = None if calls is None else int(calls)
-    known = query_map, noise_variance, ce_calls, lexical, prior_variance
-    return Factorization(item_embeddings, scale, query_tower, record, *known)
+    return Factorization(
+        item_embeddings,
+        scale,
+        query_tower,
+        record,
+        query_map=query_map,
+        noise_variance=noise_variance,
+        index_ce_calls=None if calls is None else int(calls),
+        lexical=lexical,
+        prior_variance=prior_variance,
+    )

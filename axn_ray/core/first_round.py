@@ -7,9 +7,8 @@ from pathlib import Path
 import bm25s
 import numpy as np
 
-from axn_ray.core.estimators import ItemArray
 from axn_ray.core.ranking import top_items
-from axn_ray.core.score_matrix import FloatArray
+from axn_ray.core.score_matrix import FloatArray, ItemArray
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 
 from axn_ray.core.ranking import order_by_score
+from axn_ray.core.score_matrix import FloatArray, ItemArray
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError, ModelError
 
-FloatArray = npt.NDArray[np.float32]
 BLOCK_SCORES = 1 << 24  # 64 MB of float32
 BLOCK_QUERIES = 64
 CHUNK = 64
@@ -60,7 +60,7 @@ class ItemIndex:
         InputError: embeddings that are not a matrix of such numbers.
     """
 
-    def __init__(self, item_embeddings: npt.NDArray[np.floating | np.int8]) -> None:
+    def __init__(self, item_embeddings: ItemArray) -> None:
         if item_embeddings.ndim != 2 or item_embeddings.dtype not in (np.float32, np.float16, np.int8):
             described = f"{item_embeddings.dtype} of shape {item_embeddings.shape}"
             raise InputError(f"item embeddings are {described}; give float32, float16 or int8 (n_items, dim)")

@@ -12,6 +12,7 @@ from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
+ItemArray = npt.NDArray[np.floating | np.int8]  # item embeddings: float32, or fewer bits a number
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from axn_ray.core.adaptive import Search, search, split_budget
-from axn_ray.core.estimators import Estimator, ItemArray, Pinv, Ridge, Tour
+from axn_ray.core.estimators import Estimator, Pinv, Ridge, Tour
 from axn_ray.core.first_round import Bm25Index, dense_first_round, random_first_round
 from axn_ray.core.graph_search import gar, ladr
 from axn_ray.core.index import ItemIndex
 from axn_ray.core.lexical import LexicalMean
 from axn_ray.core.methods import BM25, FIXED, RANDOM, Method
-from axn_ray.core.score_matrix import FloatArray, ScoreScale
+from axn_ray.core.score_matrix import FloatArray, ItemArray, ScoreScale
 from axn_ray.core.tokens import Int32Array
 from axn_ray.errors import InputError
 
@@ -116,10 +116,10 @@ class SearchSpace:
             for name, given in ((method.first_round, rankings), (method.embeddings, known)):
                 if name is not None and name not in given:
                     raise InputError(f"method {method.name!r} needs {name!r}, given are {', '.join(sorted(given))}; add it")
-            if method.embeddings is not None and method.estimator != "ridge":
-                if self.embeddings[method.embeddings].prior_variance is not None:
-                    what = f"method {method.name!r} takes all directions of {method.embeddings!r} as equal, which they are not"
-                    raise InputError(f"{what}; use the estimator ridge")
+            variances = None if method.embeddings is None else self.embeddings[method.embeddings].prior_variance
+            if variances is not None and (method.graph or method.estimator in ("pinv", "tour")):
+                what = f"method {method.name!r} takes all directions of {method.embeddings!r} as equal, which they are not"
+                raise InputError(f"{what}; use the estimator ridge")
             if method.graph and method.embeddings is not None:
                 width = self.graphs[method.embeddings].shape[1] if method.embeddings in self.graphs else 0
                 if width < method.n_neighbours:
@@ -189,8 +189,8 @@ def start_search(method: Method, space: SearchSpace, query: int, budget: int) ->
     part = space.embeddings[method.embeddings]
     query_embedding = None if part.queries is None else part.queries[query]
     offset = None if part.lexical is None else part.lexical.of_query(space.query_texts[query])
-    known = part.noise_variance, offset, part.prior_variance
-    estimator = build_estimator(method, part.items, part.scale, query_embedding, *known)
+    learned = part.noise_variance, offset, part.prior_variance
+    estimator = build_estimator(method, part.items, part.scale, query_embedding, *learned)
     return search(estimator, ranking, n_items=space.n_items, budget=budget, rounds=method.rounds, stop=method.stop)
 
 

@@ -91,8 +91,8 @@ class Searcher:
             METHODS["axn_ridge_mf_ind"], rounds=rounds, target_recall=self._config.target_recall, k=self._config.top_k
         )
         offset = fitted.offset(query)
-        known = fitted.noise_variance, offset, fitted.prior_variance
-        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, *known)
+        learned = fitted.noise_variance, offset, fitted.prior_variance
+        estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, *learned)
         tokens = self._cross_encoder.tokenize_queries([query])
         scorer = KnownFirst(self._cross_encoder, self._known.of_query(query))
 

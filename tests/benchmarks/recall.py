@@ -184,10 +184,8 @@ def distilled(known):
 
 def make_dev_truth(world, known):
     """Exact scores of the dev queries."""
-    corpus, config = (
-        load_embedded_corpus(world.folder / "embeddings"),
-        ScoreConfig(split="dev", choice="all", known_scores=known, **EXACT),
-    )
+    corpus = load_embedded_corpus(world.folder / "embeddings")
+    config = ScoreConfig(split="dev", choice="all", known_scores=known, **EXACT)
     make(world.folder / "dev_truth", score, corpus, config, world.folder / "dev_truth")
 
 

@@ -118,9 +118,8 @@ def search(place, embeddings, name):
 
 def compare(tables):
     """Each name and what it finds at a budget and k, beside what the first of the tables finds."""
-    names = pa.concat_tables(tables)
     first = tables[0]["method"][0].as_py()
-    for row in summarize(names, baseline=(first, recall.ROUNDS[0])):
+    for row in summarize(pa.concat_tables(tables), baseline=(first, recall.ROUNDS[0])):
         if row["rounds"] == recall.ROUNDS[0]:  # retrieve-and-rerank stands in every evaluation
             yield row["method"], {"budget": row["budget"], "k": row["k"], **{part: round(row[part], 4) for part in GAIN}}
 
