@@ -7,6 +7,7 @@ import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,9 @@ BLOCK_QUERIES = 64
 CHUNK = 64
 HELD = 1 << 28  # bytes of float32 up to which smaller numbers are converted once; more stay as they are, in a file perhaps
 GPU_MOST = 2048  # items that FAISS finds on a GPU
-CONVERTED = 2048  # rows of smaller numbers become float32 in pieces that stay in the cache
+PIECE = 2048  # items that are multiplied at once where they are no float32, so that what is in between stays in the cache
+PROBED = 32  # times three items, with which exactness is tried
+DIGITS, BASE, LARGEST_BITS = 3, 254, 6  # of a query's numbers, all in -127..127; the first's bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,8 @@ class ItemIndex:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
             items = torch.from_numpy(np.ascontiguousarray(item_embeddings))
-        self._items = items.float() if items.numel() * 4 <= HELD else items
+        self._multiply = _by_digits if items.dtype == torch.int8 and _has_exact_int8(items.shape[1]) else _by_converting
+        self._items = items.float() if self._multiply is _by_converting and items.numel() * 4 <= HELD else items
 
     def retrieve(self, requests: Sequence[Retrieve]) -> list[Retrieved]:
         """Answer many requests by one product over the items. Memory: twice `BLOCK_SCORES` scores, or two for each request.
@@ -104,12 +108,7 @@ class ItemIndex:
             # BLAS is slower for a single query (also for one that `expand` makes two), and for the few rows of queries @ itemsᵀ.
             several = queries if len(queries) > 1 else queries.repeat(2, 1)
             return (items @ several.T).T[: len(queries)].contiguous()
-        products = torch.empty(len(queries), len(items))
-        room = torch.empty(CONVERTED, items.shape[1])
-        for first in range(0, len(items), CONVERTED):
-            piece = items[first : first + CONVERTED]
-            products[:, first : first + CONVERTED] = queries @ room[: len(piece)].copy_(piece).T
-        return products
+        return self._multiply(queries, items)
 
     def _check(self, request: Retrieve) -> None:
         if request.query_embedding.shape != tuple(self._items.shape[1:]):
@@ -120,6 +119,47 @@ class ItemIndex:
         n_left = len(self._items) - len(request.excluded)
         if not 1 <= request.n <= n_left:
             raise InputError(f"n={request.n} must lie in 1..{n_left}, the items to choose from; lower n or add items")
+
+
+@cache
+def _has_exact_int8(dim: int) -> bool:
+    """Whether this CPU multiplies int8 fast, and without error: without VNNI it saturates, and torch errs where dim is 1."""
+    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
+        return False
+    extremes = torch.tensor([127, -127, -128], dtype=torch.int8)
+    left, right = extremes[:, None].repeat(1, dim), extremes.repeat(PROBED)[:, None].repeat(1, dim)
+    return torch.equal(torch._int_mm(left, right.T).long(), left.long() @ right.long().T)
+
+
+def _by_converting(queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """Inner products (b, m) of float32 queries (b, dim) with items (m, dim) of smaller numbers."""
+    products = torch.empty(len(queries), len(items))
+    room = torch.empty(PIECE, items.shape[1])
+    for first in range(0, len(items), PIECE):
+        piece = items[first : first + PIECE]
+        products[:, first : first + PIECE] = queries @ room[: len(piece)].copy_(piece).T
+    return products
+
+
+def _by_digits(queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """The same with int8 items as they are: each number of a query is a sum of digits, int8 too, over powers of `BASE`.
+
+    So the sums are of whole numbers, without error; a query's numbers are rounded to 2.5e-7 of its largest, or less.
+    """
+    exponent = torch.frexp(queries.abs().amax(1, keepdim=True)).exponent - LARGEST_BITS
+    rest = torch.ldexp(queries.double(), -exponent)
+    digits = []
+    for _ in range(DIGITS):
+        digits.append(rest.round())
+        rest = BASE * (rest - digits[-1])
+    left = torch.cat(digits).to(torch.int8)  # (DIGITS * b, dim)
+    products = torch.empty(len(queries), len(items))
+    for first in range(0, len(items), PIECE):
+        sums = torch._int_mm(left, items[first : first + PIECE].T).unflatten(0, (DIGITS, -1))
+        part = products[:, first : first + PIECE].copy_(sums[-1])
+        for higher in sums[:-1].flip(0):
+            part.div_(BASE).add_(higher)
+    return torch.ldexp(products, exponent, out=products)
 
 
 def _highest(scores: FloatArray, maxima: FloatArray, n: int) -> npt.NDArray[np.int64]:

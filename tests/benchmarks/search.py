@@ -6,6 +6,7 @@ the cross-encoder's time for the pairs that the round chooses. Kinds: a syntheti
 """
 
 import time
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -23,7 +24,8 @@ from axn_ray.core.score_matrix import ScoreScale
 from tests.benchmarks.common import record
 
 DIM, PER_ROUND, SCORED = 128, 10, 50  # a budget of 100 in ten rounds, half way
-SIZES = {10_000: "float32", 100_000: "float32", 1_000_000: "float32", 10_000_000: "float16"}
+SIZES = [(10_000, "float32"), (100_000, "float32"), (1_000_000, "float32"), (1_000_000, "int8")]
+SIZES += [(10_000_000, "float16"), (10_000_000, "int8")]
 BATCHES = (1, 8, 32)
 BUDGET, ROUNDS, QUERIES, NOISE = 100, 10, 20, 0.05
 
@@ -50,7 +52,7 @@ def ce_seconds_per_pair(n=320):
 
 
 def draw(n, rng, dtype=np.float32):
-    """n items of unit norm: clusters of fifty, variance that falls with the dimension; made in blocks."""
+    """n items of unit norm, of norm 127 in int8: clusters of fifty, variance that falls with the dimension; made in blocks."""
     spread = (np.arange(1, DIM + 1) ** -0.5).astype(np.float32)
     centres = rng.standard_normal((max(1, n // 50), DIM), dtype=np.float32)
     items = np.empty((n, DIM), dtype=dtype)
@@ -58,14 +60,15 @@ def draw(n, rng, dtype=np.float32):
         block = items[start : start + (1 << 17)]
         drawn = centres[rng.integers(len(centres), size=len(block))] + rng.standard_normal(block.shape, dtype=np.float32)
         drawn *= spread
-        block[:] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+        block[:] = drawn if dtype != np.int8 else np.rint(127 * drawn)
     return items
 
 
 def time_rounds(ce_second):
     """A row per size and batch."""
     rows = []
-    for n_items, dtype in SIZES.items():
+    for n_items, dtype in SIZES:
         rng = np.random.default_rng(0)
         items = draw(n_items, rng, np.dtype(dtype))
         index, tensor = ItemIndex(items), torch.from_numpy(items)
@@ -112,6 +115,17 @@ class Faiss:
         return replies
 
 
+class Steps:
+    """`ItemIndex` over int8 as `bayes` keeps it: each direction in steps of its own, which the queries take in."""
+
+    def __init__(self, items):
+        self._steps = np.abs(items).max(axis=0) / 127
+        self._index = ItemIndex(np.rint(items / self._steps).astype(np.int8))
+
+    def retrieve(self, requests):
+        return self._index.retrieve([replace(each, query_embedding=each.query_embedding * self._steps) for each in requests])
+
+
 def kinds(n_items):
     """Ways to hold the items, each as a function that builds it from them (n_items, DIM), and bytes per item."""
 
@@ -135,6 +149,7 @@ def kinds(n_items):
     ways = {
         "ItemIndex float32": (ItemIndex, 4 * DIM),
         "ItemIndex float16": (lambda items: ItemIndex(items.astype(np.float16)), 2 * DIM),
+        "ItemIndex int8": (Steps, DIM),
         "FAISS Flat": (factory("Flat"), 4 * DIM),
         "FAISS SQfp16": (factory("SQfp16"), 2 * DIM),
         "FAISS SQ8": (factory("SQ8", train=True), DIM),
@@ -187,7 +202,7 @@ def main():
     """Time, compare, record."""
     ce_second = ce_seconds_per_pair()
     rounds, ways = time_rounds(ce_second), compare_kinds()
-    million = next(row for row in rounds if (row["items"], row["batch"]) == (1_000_000, 8))
+    million = next(row for row in rounds if (row["items"], row["dtype"], row["batch"]) == (1_000_000, "float32", 8))
     outside = million["retrieve_ms_per_query"] + million["update_ms_per_query"]
     record(
         "search",

@@ -3,7 +3,7 @@
     make bench-width SECTIONS=bits
 
 numbers  the closed form with other widths, over the dual-encoder as it is and over the distilled one: width.json
-bits     512 numbers in 8 bits beside the same fit's in float32, over the dual-encoder as it is: width_bits.json
+bits     all features of the default views in float32, 512 numbers in float32 and in 8 bits, over both: width_bits.json
 
 Ten rounds of search for the 100 test queries of `make bench-recall`, whose scores and distilled dual-encoder both take, or
 make where they are missing. Nothing is chosen by them.
@@ -34,7 +34,9 @@ from tests.benchmarks.common import record
 
 OUT, WORLD = recall.OUT / "width", recall.WORLDS["verbs"]
 SCORES, DISTILLED = WORLD.folder / recall.FITS["bayes"], WORLD.folder / "distilled"
+DUAL_ENCODERS = (("as it is", WORLD.folder), ("distilled", DISTILLED))
 WIDTHS = (512, 384, 256)  # the first is the default
+ALL = 1 << 16  # numbers, more than there are features
 SECTIONS = ("numbers", "bits")
 GAIN = ("recall", "gain", "gain_low", "gain_high")
 
@@ -58,7 +60,7 @@ def numbers():
     recall.score_world(WORLD, [])
     recall.distil(WORLD, SCORES, DISTILLED)
     rows = []
-    for name, folder in (("as it is", WORLD.folder), ("distilled", DISTILLED)):
+    for name, folder in DUAL_ENCODERS:
         tables = []
         for width in WIDTHS:
             place = OUT / f"{name.replace(' ', '_')}_{width}"
@@ -76,34 +78,44 @@ def numbers():
 
 
 def bits():
-    """A row per kind of number, budget and k."""
+    """A row per kind of embeddings, kind of numbers, budget and k; the gain is over all features in float32."""
     recall.score_world(WORLD, [], ["g_mix"])
-    embeddings, rounded, plain = WORLD.folder / "embeddings", OUT / "bits_8", OUT / "bits_32"
-    recall.make(rounded / "bayes", factorize_scores, embeddings, SCORES, FactorizationConfig(), rounded / "bayes")
-    recall.make(plain / "bayes", fit_unrounded, embeddings, load_factorization(rounded / "bayes"), plain / "bayes")
-    kinds = {place: str(load_factorization(place / "bayes").item_embeddings.dtype) for place in (plain, rounded)}
-    assert list(kinds.values()) == ["float32", "int8"]
-    tables = [search(place, embeddings, kind) for place, kind in kinds.items()]
-    rows = [{"numbers": method, **row} for method, row in compare(tables)]
-    found = {row["budget"]: row["gain"] for row in rows if (row["numbers"], row["k"]) == ("int8", 10)}
-    headline = {f"int8_at10_b{budget}": round(100 * gain, 1) for budget, gain in found.items()}
+    recall.distil(WORLD, SCORES, DISTILLED)
+    rows, headline = [], {}
+    for name, folder in DUAL_ENCODERS:
+        embeddings, place = folder / "embeddings", OUT / name.replace(" ", "_")
+        rounded = place / "int8"
+        recall.make(rounded / "bayes", factorize_scores, embeddings, SCORES, FactorizationConfig(), rounded / "bayes")
+        known = load_factorization(rounded / "bayes")
+        tables = []
+        for kind, width in (("all, float32", ALL), ("512, float32", known.item_embeddings.shape[1])):
+            plain = place / f"float32_{width}"
+            recall.make(plain / "bayes", fit_unrounded, embeddings, known, width, plain / "bayes")
+            tables.append(search(plain, embeddings, kind))
+        assert known.item_embeddings.dtype == np.int8
+        tables.append(search(rounded, embeddings, "512, int8"))
+        found = [{"dual_encoder": name, "numbers": method, **row} for method, row in compare(tables)]
+        last = {row["budget"]: row["gain"] for row in found if (row["numbers"], row["k"]) == ("512, int8", 10)}
+        headline |= {f"{place.name}_at10_b{budget}": round(100 * gain, 1) for budget, gain in last.items()}
+        rows += found
     record("width_bits", {"rows": rows}, "bench-width SECTIONS=bits", **headline)
 
 
-def fit_unrounded(embeddings, rounded, out):
-    """The fit that is in `rounded` once more, its items in float32 as they were before they were rounded."""
-    corpus, manifest, config = load_embedded_corpus(embeddings), read_manifest(SCORES, "scores"), FactorizationConfig()
-    rows = find_queries(corpus, embeddings, SCORES, manifest)
+def fit_unrounded(embeddings, known, width, out):
+    """The fit with so many numbers an item, in float32 as before they are rounded; the rest as in `known`, which has 512."""
+    corpus, manifest = load_embedded_corpus(embeddings), read_manifest(SCORES, "scores")
+    rows, config = find_queries(corpus, embeddings, SCORES, manifest), FactorizationConfig(width=width)
     inputs = FitInputs(load_scores(SCORES).matrix, np.asarray(corpus.item_embeddings), corpus.query_embeddings[rows])
     cross_encoder, folder = manifest.config["cross_encoder"], embeddings.parent / "views"
     features = ItemFeatures(inputs.item_embeddings, open_views(config.views, corpus, cross_encoder, folder, 2, 1))
     features, observed = features.reduce(config.width), inputs.score_matrix.keep(~inputs.held_out(config))
     model = fit_model(TrainData(features, inputs.query_embeddings, observed, inputs.fit_scale()), config.epochs)
-    assert np.isclose(model.noise_variance, rounded.noise_variance, rtol=1e-3), "another fit"
+    if len(model.covariance) == known.item_embeddings.shape[1]:
+        assert np.isclose(model.noise_variance, known.noise_variance, rtol=1e-3), "another fit"
     item_map, query_map = (part.astype(np.float32) for part in whiten(model))
-    plain = replace(
-        rounded, item_embeddings=features.take(slice(None)) @ item_map, query_map=query_map, prior_variance=None, record=None
-    )
+    items = features.take(slice(None)) @ item_map
+    learned = {"noise_variance": model.noise_variance, "prior_variance": None, "record": None}
+    plain = replace(known, item_embeddings=items, query_map=query_map, **learned)
     with new_artifact(out, describe_factorization(plain, config, manifest.made_from)) as place:
         save_factorization(place, plain)
 
