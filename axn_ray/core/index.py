@@ -25,6 +25,7 @@ CHUNK = 64
 HELD = 1 << 28  # bytes of float32 up to which smaller numbers are converted once; more stay as they are, in a file perhaps
 GPU_MOST = 2048  # items that FAISS finds on a GPU
 PIECE = 2048  # items that are multiplied at once where they are no float32, so that what is in between stays in the cache
+SUMS = 1 << 17  # of whole numbers at once, over all queries, where they have room for more than a piece
 PROBED = 32  # times three items, with which exactness is tried
 DIGITS, BASE, LARGEST_BITS = 3, 254, 6  # of a query's numbers, all in -127..127; the first's bits
 
@@ -154,9 +155,10 @@ def _by_digits(queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         rest = BASE * (rest - digits[-1])
     left = torch.cat(digits).to(torch.int8)  # (DIGITS * b, dim)
     products = torch.empty(len(queries), len(items))
-    for first in range(0, len(items), PIECE):
-        sums = torch._int_mm(left, items[first : first + PIECE].T).unflatten(0, (DIGITS, -1))
-        part = products[:, first : first + PIECE].copy_(sums[-1])
+    size = max(PIECE, SUMS // len(queries))
+    for first in range(0, len(items), size):
+        sums = torch._int_mm(left, items[first : first + size].T).unflatten(0, (DIGITS, -1))
+        part = products[:, first : first + size].copy_(sums[-1])
         for higher in sums[:-1].flip(0):
             part.div_(BASE).add_(higher)
     return torch.ldexp(products, exponent, out=products)

@@ -87,6 +87,7 @@ def test_the_index_answers_many_requests_as_a_full_sort_does(
         patch.setattr(index, "BLOCK_SCORES", block)
         patch.setattr(index, "HELD", held)
         patch.setattr(index, "PIECE", 70)
+        patch.setattr(index, "SUMS", 200)
         if not by_digits:  # as on a CPU that does not multiply int8 exactly
             patch.setattr(index, "_has_exact_int8", lambda dim: False)
         found = ItemIndex(items).retrieve(requests)
