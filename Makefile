@@ -97,7 +97,7 @@ bench-serve: setup $(PEER)
 bench-stop: setup
 	$(BENCH) tests.benchmarks.stop
 
-# On what `make bench-recall SECTIONS="verbs distilled"` has made; SECTIONS=bits makes the little that it needs.
+# On what `make bench-recall SECTIONS="verbs distilled"` has made; what is missing of it is made.
 bench-width: setup
 	$(BENCH) tests.benchmarks.width $(SECTIONS)
 

@@ -87,22 +87,22 @@ def bits():
         rounded = place / "int8"
         recall.make(rounded / "bayes", factorize_scores, embeddings, SCORES, FactorizationConfig(), rounded / "bayes")
         known = load_factorization(rounded / "bayes")
-        tables = []
-        for kind, width in (("all, float32", ALL), ("512, float32", known.item_embeddings.shape[1])):
+        tables, n = [], known.item_embeddings.shape[1]
+        for kind, width in (("all, float32", ALL), (f"{n}, float32", n)):
             plain = place / f"float32_{width}"
             recall.make(plain / "bayes", fit_unrounded, embeddings, known, width, plain / "bayes")
             tables.append(search(plain, embeddings, kind))
         assert known.item_embeddings.dtype == np.int8
-        tables.append(search(rounded, embeddings, "512, int8"))
+        tables.append(search(rounded, embeddings, f"{n}, int8"))
         found = [{"dual_encoder": name, "numbers": method, **row} for method, row in compare(tables)]
-        last = {row["budget"]: row["gain"] for row in found if (row["numbers"], row["k"]) == ("512, int8", 10)}
+        last = {row["budget"]: row["gain"] for row in found if (row["numbers"], row["k"]) == (f"{n}, int8", 10)}
         headline |= {f"{place.name}_at10_b{budget}": round(100 * gain, 1) for budget, gain in last.items()}
         rows += found
     record("width_bits", {"rows": rows}, "bench-width SECTIONS=bits", **headline)
 
 
 def fit_unrounded(embeddings, known, width, out):
-    """The fit with so many numbers an item, in float32 as before they are rounded; the rest as in `known`, which has 512."""
+    """The fit with so many numbers an item, in float32 as before they are rounded; the rest as in `known`."""
     corpus, manifest = load_embedded_corpus(embeddings), read_manifest(SCORES, "scores")
     rows, config = find_queries(corpus, embeddings, SCORES, manifest), FactorizationConfig(width=width)
     inputs = FitInputs(load_scores(SCORES).matrix, np.asarray(corpus.item_embeddings), corpus.query_embeddings[rows])

@@ -96,7 +96,7 @@ def test_the_index_answers_many_requests_as_a_full_sort_does(
         assert (answer.item_index.dtype, answer.approx_score.dtype) == (np.int32, np.float32)
         if coarse:
             assert answer.item_index.tolist() == expected
-        error = 3e-7 * dim * np.abs(items).max() * np.abs(request.query_embedding).max()
+        error = 3e-7 * dim * np.abs(items.astype(np.float64)).max() * np.abs(request.query_embedding).max()
         np.testing.assert_allclose(answer.approx_score, scores, rtol=1e-5, atol=error)
         assert not set(answer.item_index.tolist()) & set(request.excluded.tolist())
 
