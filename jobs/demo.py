@@ -26,8 +26,8 @@ ENGINES = {"bayes": "closed form, Ray tasks"}
 
 def command(
     out: Annotated[Path, typer.Option(help="folder for the artifacts")] = Path("runs/demo"),
-    train_queries: Annotated[int, typer.Option(help="train queries to score")] = 500,
-    per_query: Annotated[int, typer.Option(help="items to score for each")] = 50,
+    train_queries: Annotated[int, typer.Option(min=1, help="train queries to score")] = 500,
+    per_query: Annotated[int, typer.Option(min=1, help="items to score for each")] = 50,
 ) -> None:
     """Find a cross-encoder's nearest neighbours on real text: 13,767 verb senses, queries it never saw."""
     console = Console(width=None if Console().is_terminal else 160, highlight=False)

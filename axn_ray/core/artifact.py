@@ -20,6 +20,7 @@ from axn_ray.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+HASH_LENGTH = 64
 
 
 class Manifest(BaseModel):
@@ -88,29 +89,49 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 def new_artifact(folder: Path, manifest: Manifest) -> Iterator[Path]:
     """Yield an empty folder to write into; on success seal it and move it to `folder`, replacing an older one.
 
-    After an exception nothing is left, and an artifact that stood at `folder` still stands.
+    After an exception nothing is left, and an artifact that stood at `folder` still stands. Where `folder` is a symbolic
+    link, what it leads to is replaced.
+
+    Raises:
+        ArtifactError: see `check_replaceable`.
     """
-    check_replaceable(folder)
+    check_replaceable(folder, manifest.kind)
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    name = f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    aside, older = folder.with_name(f"{name}.partial"), folder.with_name(f"{name}.older")
     aside.mkdir()
     try:
         yield aside
         seal(aside, manifest)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.replace(older)
         aside.replace(folder)
+        shutil.rmtree(older, ignore_errors=True)
     finally:
+        if older.exists() and not folder.exists():
+            older.replace(folder)
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def check_replaceable(folder: Path) -> None:
-    """Refuse to overwrite anything that is not an artifact of ours.
+def check_replaceable(folder: Path, kind: str, *, in_place: bool = False) -> None:
+    """Refuse to overwrite anything but an older artifact of the same kind: what a stage reads is of another.
+
+    `in_place`: its files are written there one by one, and not moved there as a folder.
 
     Raises:
-        ArtifactError: the folder holds files but no manifest.
+        ArtifactError: the folder holds something else, is a file itself, or a mount point, which cannot be replaced.
     """
-    if folder.exists() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+    if not in_place and folder.is_mount():
+        raise ArtifactError(f"{folder} is a mount point; name a folder below it")
+    if (folder / MANIFEST).is_file():
+        try:
+            found = json.loads((folder / MANIFEST).read_bytes())["kind"]
+        except (ValueError, KeyError, TypeError):
+            found = "foreign"
+        if found != kind:
+            raise ArtifactError(f"{folder} holds a {found} artifact, not an older {kind} artifact; choose another output folder")
+    elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ArtifactError(f"{folder} exists and is not an axn-ray artifact; choose another output folder")
 
 
@@ -123,20 +144,28 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{folder} is not a finished {kind} artifact (no {MANIFEST}); run the stage that makes it")
+    content = path.read_bytes()
+    _check_format(folder, content)
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         raise ArtifactError(f"{path} cannot be read ({error.error_count()} bad fields); make the artifact again") from error
     if manifest.kind != kind:
         raise ArtifactError(f"{folder} holds a {manifest.kind} artifact, a {kind} artifact is needed; check the path")
-    if manifest.format_version > FORMAT_VERSION:
-        raise ArtifactError(
-            f"{folder} has format {manifest.format_version}, this version reads up to {FORMAT_VERSION}; upgrade axn-ray"
-        )
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
         raise ArtifactError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more files; make the artifact again")
     return manifest
+
+
+def _check_format(folder: Path, content: bytes) -> None:
+    """A newer format may have fields that this version cannot read, so it is looked at first."""
+    try:
+        version = json.loads(content)["format_version"]
+    except (ValueError, KeyError, TypeError):
+        return  # what is wrong with it is for the caller to say
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ArtifactError(f"{folder} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade axn-ray")
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -158,7 +187,8 @@ def check_same_inputs(folder: Path, manifest: Manifest, made_from: Mapping[str, 
     """
     for name, expected in made_from.items():
         if name in manifest.made_from and manifest.made_from[name] != expected:
+            known, given = (value[:12] if len(value) == HASH_LENGTH else value for value in (manifest.made_from[name], expected))
             raise ArtifactError(
-                f"{folder} was made from other {name} ({manifest.made_from[name][:12]}) than the given ones "
-                f"({expected[:12]}); make it again or pass the {name} it was made from"
+                f"{folder} was made from other {name} ({known}) than the given ones ({given}); "
+                f"make it again or pass the {name} it was made from"
             )

@@ -14,9 +14,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from axn_ray.core.cross_encoder import (
     CrossEncoderConfig,
     describe_model,
+    find_max_length,
     is_adapter,
     load_adapter_or_model,
-    longest_input,
     not_loaded,
 )
 from axn_ray.core.engines import set_encoder_dtype
@@ -53,7 +53,7 @@ class CausalCrossEncoder(TokenPairScorer):
     """A causal CE: `logit(yes_token)`, less `logit(no_token)` where one is named, after `template`.
 
     Raises:
-        ModelError: see `load_adapter_or_model` and `Prompt`; a token that the model does not know.
+        ModelError: see `load_adapter_or_model`, `find_max_length` and `Prompt`; a token that the model does not know.
     """
 
     def __init__(self, config: CrossEncoderConfig) -> None:
@@ -63,7 +63,7 @@ class CausalCrossEncoder(TokenPairScorer):
         device = choose_device()
         dtype = choose_dtype(config.dtype, device)
         self._prompt = Prompt.of(config.template, config.instruction)
-        max_length = config.max_length or longest_input(model, self._tokenizer)
+        max_length = find_max_length(config, model, self._tokenizer)
         self.fingerprint = describe_model(config, model, max_length, dtype) | {
             "template": config.template.replace("{instruction}", config.instruction),
             "tokens": names,

@@ -20,6 +20,8 @@ import pyarrow.parquet
 from axn_ray.errors import InputError
 
 SPLITS = ("train", "dev", "test")
+TEXT_COLUMNS = ("query_id", "item_id", "title", "text", "world", "split")
+BLOCK_BYTES = 1 << 26  # of JSONL at once, and so the most that a line may have
 TEMPLATE = "{title}: {text}"  # what the encoders read of an item that has a title
 
 
@@ -141,11 +143,23 @@ class Queries:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a Parquet, JSONL or TSV file (by its ending) as a table.
+    """Read a Parquet, JSONL or TSV file (by its ending) as a table, with `TEXT_COLUMNS` as text, where there are such.
+
+    A TSV file holds nothing but text, whatever it looks like: `007` and `2020-01-02` stay as they are.
 
     Raises:
-        InputError: no such file, an ending that is none of these, or a damaged file.
+        InputError: no such file, an ending that is none of these, a damaged file, or a column of text that holds fractions.
     """
+    table = _read_any(path)
+    for name in set(TEXT_COLUMNS).intersection(table.column_names):
+        kind = table[name].type
+        if pa.types.is_floating(kind) or pa.types.is_nested(kind):
+            raise InputError(f"{path}: column {name!r} holds {kind} values; write them as text")
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
+    return table
+
+
+def _read_any(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
     try:
@@ -153,13 +167,30 @@ def read_table(path: Path) -> pa.Table:
             case ".parquet":
                 return pa.parquet.read_table(path)
             case ".jsonl":
-                return pa.json.read_json(path)
+                return _read_jsonl(path)
             case ".tsv":
-                return pa.csv.read_csv(path, parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False))
+                return _read_tsv(path)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be read as {path.suffix[1:]} ({reason}); it may be truncated, write it again") from error
     raise InputError(f"{path} ends in {path.suffix!r}; give a .parquet, .jsonl or .tsv file")
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    """As Arrow infers it, but for what looks like dates: JSON has none, so these were text."""
+    blocks = pa.json.ReadOptions(block_size=BLOCK_BYTES)
+    table = pa.json.read_json(path, blocks)
+    dates = [(field.name, pa.string()) for field in table.schema if pa.types.is_temporal(field.type)]
+    if dates:
+        table = pa.json.read_json(path, blocks, pa.json.ParseOptions(explicit_schema=pa.schema(dates)))
+    return table
+
+
+def _read_tsv(path: Path) -> pa.Table:
+    layout = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
+    with pa.csv.open_csv(path, parse_options=layout) as reader:
+        kinds = dict.fromkeys(reader.schema.names, pa.string())
+    return pa.csv.read_csv(path, parse_options=layout, convert_options=pa.csv.ConvertOptions(column_types=kinds))
 
 
 def _in_worlds(table: pa.Table, path: Path, worlds: Sequence[str]) -> pa.Table:
@@ -172,7 +203,7 @@ def _in_worlds(table: pa.Table, path: Path, worlds: Sequence[str]) -> pa.Table:
         keep = hit if keep is None else pc.or_(keep, hit)
     kept = table.filter(keep)
     if not kept.num_rows:
-        known = ", ".join(sorted(set(table["world"].to_pylist()))[:8])
+        known = ", ".join(sorted(set(table["world"].drop_null().to_pylist()))[:8])
         raise InputError(f"{path} has no rows in the worlds {', '.join(worlds)}; it has {known}, …")
     return kept
 
@@ -181,7 +212,7 @@ def _columns(table: pa.Table, path: Path, names: Sequence[str]) -> list[tuple[st
     missing = [name for name in names if name not in table.column_names]
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r} (it has {', '.join(table.column_names)}); rename or add it")
-    return [tuple(table[name].cast(pa.string()).to_pylist()) for name in names]
+    return [tuple(table[name].to_pylist()) for name in names]
 
 
 def read_items(path: Path, worlds: Sequence[str] = ()) -> Items:

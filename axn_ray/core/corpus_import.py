@@ -150,11 +150,21 @@ class _Seen:
                 quarantine.add(record, record.wrong)
             elif not identity.strip() or not values.get("text", "").strip():
                 quarantine.add(record, f"no {'text' if identity.strip() else self._id_name}")
+            elif broken := next((name for name, value in values.items() if not _is_unicode(value)), None):
+                quarantine.add(record, f"{broken} holds half a character, which is no Unicode")
             elif identity in self:
                 quarantine.add(record, f"{self._id_name} {identity!r} stood before")
             else:
                 self._hashes.add(hash(identity))
                 yield values
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: what remains of an emoji that was cut through
+        return False
+    return True
 
 
 class _Judgements:
@@ -174,8 +184,9 @@ class _Judgements:
             elif query not in queries or item not in items:
                 unknown = f"query {query!r}" if query not in queries else f"item {item!r}"
                 quarantine.add(record, f"judges {unknown}, which is not there")
+            elif (grade := _read_grade(relevance)) is None:
+                quarantine.add(record, f"the relevance {relevance!r} is no whole number")
             else:
-                grade = int(relevance or 0)
                 if grade > self._best.get(query, (0, ""))[0]:
                     self._best[query] = (grade, item)
                 if split:
@@ -197,6 +208,14 @@ class _Judgements:
             more["split"] = splits
         plain = ({name: row[name] for name in ("query_id", "text", "world") if name in row} for row in queries)
         return [row | {name: column[n] for name, column in more.items()} for n, row in enumerate(plain)]
+
+
+def _read_grade(relevance: Any) -> int | None:
+    try:
+        number = float(relevance or 0)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:

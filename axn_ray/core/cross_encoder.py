@@ -25,7 +25,8 @@ from axn_ray.core.tokens import PairTemplate, TokenTable
 from axn_ray.errors import ModelError
 
 SOURCES = "hub id, local folder, PEFT adapter folder, http://SERVER#tei (or #vllm, #cohere, #jina, #axn), python:module:factory"
-WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "tokenizer.json")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt", "*.model")
 
 
 class CrossEncoderConfig(BaseModel):
@@ -47,6 +48,12 @@ class CrossEncoderConfig(BaseModel):
     in_flight: int = Field(8, ge=1, description="of a server: requests at once, from each worker")
     request_items: int = Field(32, ge=1, description="of a server: items in a request")
     timeout: float = Field(60.0, gt=0, description="of a server: seconds for one request")
+
+    @field_validator("cross_encoder")
+    @classmethod
+    def _find_folder(cls, name: str) -> str:
+        """A local folder by its whole path: workers may run in another working directory."""
+        return str(Path(name).resolve()) if Path(name).is_dir() else name
 
     @field_validator("api_key")
     @classmethod
@@ -101,7 +108,30 @@ def _refuse_random_weights(name: str, missing: Iterable[str]) -> None:
 
 def longest_input(model: Any, tokenizer: Any) -> int:
     """Tokens that both the tokenizer and the model's positions allow."""
-    return min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    return min(tokenizer.model_max_length, count_positions(model) or 512)
+
+
+def count_positions(model: Any) -> int | None:
+    """The places that a model has for tokens, where it says how many."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding: int | None = getattr(table, "padding_idx", None)
+    if positions and padding is not None:  # RoBERTa counts from the place behind the padding's
+        positions -= padding + 1
+    return positions
+
+
+def find_max_length(config: CrossEncoderConfig, model: Any, tokenizer: Any) -> int:
+    """Tokens of a pair: what the config says, or the longest input.
+
+    Raises:
+        ModelError: the config says more than the model has positions.
+    """
+    positions = count_positions(model)
+    if config.max_length and positions and config.max_length > positions:
+        described = f"cross-encoder {config.cross_encoder!r} has {positions} positions"
+        raise ModelError(f"{described}, max_length={config.max_length} needs more; lower it")
+    return config.max_length or longest_input(model, tokenizer)
 
 
 def find_column(config: CrossEncoderConfig, described: Any) -> int:
@@ -120,12 +150,12 @@ def find_column(config: CrossEncoderConfig, described: Any) -> int:
 
 
 def hash_model(name: str, model: Any) -> str:
-    """sha256 over the model's files and its adapter's base, or the hub's commit where the files are the hub's."""
+    """sha256 over the files of model and tokenizer and its adapter's base, or the hub's commit where the files are the hub's."""
     digest = hashlib.sha256()
     folder = Path(locate_model(name))
     if not folder.is_dir():
         return str(getattr(model.config, "_commit_hash", None) or name)
-    for path in sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern)):
+    for path in sorted(p for pattern in WEIGHT_FILES + TOKENIZER_FILES for p in folder.glob(pattern)):
         digest.update(f"{path.name}:{hash_file(path)};".encode())
     if is_adapter(str(folder)):
         from peft import PeftConfig
@@ -149,7 +179,7 @@ class CrossEncoder(TokenPairScorer):
     """A sequence-classification CE with one logit, or one named label, on the GPU when there is one.
 
     Raises:
-        ModelError: see `load_adapter_or_model` and `find_column`.
+        ModelError: see `load_adapter_or_model`, `find_max_length` and `find_column`.
     """
 
     def __init__(self, config: CrossEncoderConfig) -> None:
@@ -157,7 +187,7 @@ class CrossEncoder(TokenPairScorer):
         device = choose_device()
         dtype = choose_dtype(config.dtype, device)
         template = PairTemplate.of(self._tokenizer)
-        max_length = config.max_length or longest_input(model, self._tokenizer)
+        max_length = find_max_length(config, model, self._tokenizer)
         label = {"label": config.label} if config.label else {}
         self.fingerprint = describe_model(config, model, max_length, dtype) | label
         engine: BertCpuEngine | TorchEngine

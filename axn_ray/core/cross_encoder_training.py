@@ -37,7 +37,7 @@ class CrossEncoderTrainingConfig(BaseModel):
     hard_pool: int = Field(50, ge=1, description="the dual-encoder's nearest items from which hard negatives are drawn")
     max_length: int = Field(56, ge=8, description="tokens per pair in training")
     score_max_length: int = Field(64, ge=8, description="tokens per pair that the trained CE reads by default")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 def mine_candidates(

@@ -30,7 +30,7 @@ class DistillationConfig(BaseModel):
     items_per_query: int = Field(24, ge=2, description="of a query's scored items: a third its best by the CE, others at random")
     learning_rate: float = Field(5e-5, gt=0)
     temperature: float = Field(20.0, gt=0, description="what inner products are multiplied with, to be logits like the CE's")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     def steps(self, n_queries: int) -> int:
         """Of all epochs, over so many train queries."""

@@ -34,8 +34,10 @@ class DualEncoder:
         self.name = name
         device = choose_device()
         model: Any = load_dual_encoder(name, str(device))
-        model[0].to(choose_dtype(dtype, device))
-        model[1].register_forward_pre_hook(_to_float)
+        pooling = next((module for module in model if type(module).__name__ == "Pooling"), None)
+        if pooling is not None:  # without one, as in a table of word vectors, nothing says where the encoder ends
+            model[0].to(choose_dtype(dtype, device))
+            pooling.register_forward_pre_hook(_to_float)
         self._model = model
 
     def embed_items(self, texts: Sequence[str], batch_size: int = 64) -> FloatArray:

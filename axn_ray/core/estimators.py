@@ -47,7 +47,8 @@ class Pinv:
     """The paper's estimator (Algorithm 1): `u = pinv(V_A) a`, then `u <- (1 - blend) u + blend u_param`, A all items observed.
 
     `item_embeddings` V (n_items, dim), `u_param` (dim,): the query embedding to blend in; `blend` is the paper's lambda.
-    Without a `scale` (nothing was scored offline) each call fits one to the anchors and their inner products with `u_param`.
+    Without a `scale` (nothing was scored offline) each call fits one to the anchors and their inner products with `u_param`;
+    as long as either are all equal, `u_param` stands.
 
     Raises:
         InputError: a wrong shape, a blend outside 0..1, or a blend or a missing scale without `u_param`.
@@ -81,7 +82,10 @@ class Pinv:
             return self.u_param
         scale = self.scale
         if scale is None and self.u_param is not None:
-            scale = ScoreScale.fit(self._scores, (self._anchors @ self.u_param).astype(np.float32))
+            try:
+                scale = ScoreScale.fit(self._scores, (self._anchors @ self.u_param).astype(np.float32))
+            except InputError:  # scores, or inner products, that do not differ teach nothing
+                return self.u_param
         u = least_squares(self._anchors, _scaled(scale or ScoreScale(), self._scores))  # (dim,)
         if self.u_param is not None:
             u = (1.0 - self.blend) * u + self.blend * self.u_param

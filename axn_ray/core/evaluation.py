@@ -126,10 +126,14 @@ def index_labels(items: Items, queries: Queries) -> Int32Array | None:
     """The item index of each query's label (n_queries,), or None where the queries bring no labels.
 
     Raises:
-        InputError: a label that is no item.
+        InputError: a query without a label beside others that have one, or a label that is no item.
     """
     if queries.labels is None:
         return None
+    if missing := [queries.ids[row] for row, label in enumerate(queries.labels) if not label]:
+        raise InputError(
+            f"{len(missing)} queries have no label (first: {missing[0]!r}); give each one, or drop the column item_id"
+        )
     unknown = [row for row, label in enumerate(queries.labels) if label not in items.index_of]
     if unknown:
         pair = f"query {queries.ids[unknown[0]]!r}: {queries.labels[unknown[0]]!r}"

@@ -20,7 +20,7 @@ from axn_ray.core.artifact import Manifest, read_manifest
 from axn_ray.core.comparison import CELL, MethodAt, Row
 from axn_ray.core.evaluation import ExactScores
 from axn_ray.core.report import markdown_table
-from axn_ray.core.score_formats import format_trec_lines
+from axn_ray.core.score_formats import find_blank, format_trec_lines
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def write_runs(folder: Path, table: pa.Table, exact: ExactScores, item_ids: Sequ
 
     Ids with blanks fit into no run: then none is written, and the log says so.
     """
-    if blank := next((name for name in (*exact.query_ids, *item_ids) if len(name.split()) != 1), None):
+    if (blank := find_blank((*exact.query_ids, *item_ids))) is not None:
         logger.warning("the id %r is empty or has a blank, which a TREC run cannot hold; no runs are written", blank)
         return
     folder.mkdir()

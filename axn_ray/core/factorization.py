@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from axn_ray.core.als import fit_als
-from axn_ray.core.artifact import Manifest, read_manifest
+from axn_ray.core.artifact import Manifest, hash_json, read_manifest
 from axn_ray.core.bayes import with_constant
 from axn_ray.core.closed_form import (
     Embedded,
@@ -198,6 +199,24 @@ def _judge(record: FitRecord, cure: str = "change learning_rate") -> None:
         logger.info("held-out RMSE %.5f after epoch %d, the dual-encoder's is %.5f", both[0], record.best_epoch, both[1])
     else:
         logger.warning("THE FIT IS WORSE THAN NONE: held-out RMSE %.5f, the dual-encoder's is %.5f; %s", *both, cure)
+
+
+def name_scorer(fingerprint: Any) -> str | None:
+    """A hash of a cross-encoder's fingerprint without how it rounds; None where it is only a name, as of imported scores."""
+    if not isinstance(fingerprint, Mapping) or "imported" in fingerprint:
+        return None
+    return hash_json({name: value for name, value in fingerprint.items() if name not in ("dtype", "engine")})
+
+
+def warn_of_other_scorer(folder: Path, manifest: Manifest, fingerprint: Any) -> None:
+    """Say so where a factorization approximates the scores of another cross-encoder than the one with this fingerprint."""
+    known = manifest.made_from.get("scorer")
+    if known is not None and known != name_scorer(fingerprint):
+        logger.warning(
+            "%s was fitted to the scores of another cross-encoder, or of other settings of it, and will find less with this one; "
+            "name the one that scored (--cross-encoder), or score and factorize with this one",
+            folder,
+        )
 
 
 def describe_factorization(factorization: Factorization, config: FactorizationConfig, made_from: Mapping[str, str]) -> Manifest:

@@ -57,13 +57,13 @@ class PairLayout:
         """Lay out n pairs, each within `room` tokens.
 
         `truncate` cuts the end of an item, `chunk-max` splits it into chunks that fit (its score is the best of them).
-        Either cuts a query that is longer than half the room; both count as truncated.
+        Either cuts a query that leaves its item less than it needs and less than half the room; both count as truncated.
 
         Raises:
             InputError: a pair does not fit and the policy is `error`.
         """
         full_query, full_item = queries.lengths[query_index], items.lengths[item_index]
-        query_length = np.minimum(full_query, room // 2)
+        query_length = np.minimum(full_query, np.maximum(room // 2, room - full_item))
         space = room - query_length
         is_cut = query_length < full_query
         if overlong == "error":

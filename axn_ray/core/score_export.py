@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.pairs import FloatArray
 from axn_ray.core.ranking import order_by_score
-from axn_ray.core.score_formats import format_trec_lines, write_parquet_atomically, write_stream_atomically
+from axn_ray.core.score_formats import find_blank, format_trec_lines, write_parquet_atomically, write_stream_atomically
 from axn_ray.core.score_matrix import ScoreMatrix
-from axn_ray.core.score_store import Scores, digest_texts
+from axn_ray.core.score_store import Scores, match_rows
 from axn_ray.core.tokens import Int32Array
-from axn_ray.errors import ArtifactError, InputError
+from axn_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ def _best_first(matrix: ScoreMatrix, top: int | None) -> tuple[Int32Array, Int32
 def _write_run(scores: Scores, config: ExportScoresConfig, out: Path) -> int:
     tag = config.tag or name_cross_encoder(scores)
     for name, names in (("the tag", [tag]), ("query id", scores.query_ids), ("item id", scores.item_ids)):
-        blank = next((value for value in names if len(value.split()) != 1), None)
-        if blank is not None:
+        if (blank := find_blank(names)) is not None:
             raise InputError(f"{name} {blank!r} is empty or has a blank, which a TREC run cannot hold; export another format")
     query_index, item_index, values = _best_first(scores.matrix, config.top)
     ends = np.searchsorted(query_index, np.arange(len(scores.query_ids) + 1))
@@ -113,26 +112,14 @@ def _write_run(scores: Scores, config: ExportScoresConfig, out: Path) -> int:
 def _find_texts(scores: Scores, corpus: EmbeddedCorpus) -> tuple[pa.Array, pa.Array, list[int | None] | None]:
     """Texts of the scores' queries and items, and each query's labelled item among those items (None: it has none there)."""
     queries, items = corpus.queries, corpus.items
-    query_rows = _match("query", scores.query_ids, scores.query_digests, queries.index_of, queries.texts)
-    item_rows = _match("item", scores.item_ids, scores.item_digests, items.index_of, items.full_texts)
+    query_rows = match_rows("query", scores.query_ids, scores.query_digests, queries.index_of, queries.texts)
+    item_rows = match_rows("item", scores.item_ids, scores.item_digests, items.index_of, items.full_texts)
     labels: list[int | None] | None = None
     if queries.labels is not None:
         place_of = {item_id: place for place, item_id in enumerate(scores.item_ids)}
         labels = [place_of.get(queries.labels[row]) for row in query_rows]
     texts = [queries.texts[row] for row in query_rows], [items.full_texts[row] for row in item_rows]
     return pa.array(texts[0], pa.string()), pa.array(texts[1], pa.large_string()), labels
-
-
-def _match(side: str, ids: Sequence[str], digests: Sequence[bytes], index_of: dict[str, int], texts: Sequence[str]) -> list[int]:
-    """The corpus's row of each id, with the text that was scored."""
-    unknown = [name for name in ids if name not in index_of]
-    if unknown:
-        raise ArtifactError(f"the scores hold {side} {unknown[0]!r}, the embeddings do not; give those that were scored")
-    rows = [index_of[name] for name in ids]
-    for name, digest, found in zip(ids, digests, digest_texts([texts[row] for row in rows]), strict=True):
-        if digest != found:
-            raise ArtifactError(f"the text of {side} {name!r} has changed since it was scored; give the embeddings of then")
-    return rows
 
 
 def _write_pairs(

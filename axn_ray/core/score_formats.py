@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +116,11 @@ def _parse_trec(text: bytes, start: int) -> ScoredIds:
     kept = pa.array(np.flatnonzero(is_score))
     numbers = score.take(kept).cast(pa.float32()).to_numpy()  # straight to float32: by way of float64 it could round twice
     return ScoredIds(whole[is_score] + start, query_id.take(kept), item_id.take(kept), numbers, malformed)
+
+
+def find_blank(ids: Iterable[str]) -> str | None:
+    """The first id that a TREC run cannot hold, for it is empty or has a blank."""
+    return next((name for name in ids if len(name.split()) != 1), None)
 
 
 def format_trec_lines(query_id: str, item_ids: Sequence[str], scores: FloatArray, tag: str) -> bytes:

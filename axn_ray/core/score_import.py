@@ -53,7 +53,7 @@ def import_scores(corpus: EmbeddedCorpus, source: Path, config: ImportScoresConf
         InputError: see `read_scored_ids`; a pair that comes twice; no usable row, or too many that are not.
         ArtifactError: `out` holds something else.
     """
-    check_replaceable(out)
+    check_replaceable(out, "scores", in_place=not is_local(out))
     failures: list[Failure] = []
     rows, query_index, item_index, scores = _read_triples(corpus, source, config, failures)
     if not len(rows):

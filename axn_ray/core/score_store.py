@@ -137,6 +137,26 @@ def digest_texts(texts: Sequence[str]) -> list[bytes]:
     return [hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES] for text in texts]
 
 
+def match_rows(
+    side: str, ids: Sequence[str], digests: Sequence[bytes], index_of: Mapping[str, int], texts: Sequence[str]
+) -> list[int]:
+    """The corpus's row of each id, with the text that was scored; `side` is query or item.
+
+    Raises:
+        ArtifactError: the corpus does not have it, or with another text.
+    """
+    unknown = [name for name in ids if name not in index_of]
+    if unknown:
+        raise ArtifactError(f"the scores hold {side} {unknown[0]!r}, the embeddings do not; give those that were scored")
+    rows = [index_of[name] for name in ids]
+    for name, digest, found in zip(ids, digests, digest_texts([texts[row] for row in rows]), strict=True):
+        if digest != found:
+            raise ArtifactError(
+                f"the text of {side} {name!r} has changed since it was scored; score it again or give the embeddings of then"
+            )
+    return rows
+
+
 def write_ids(folder: Path, name: str, column: str, ids: Sequence[str], texts: Sequence[str]) -> None:
     """Write `queries.parquet` or `items.parquet`: the id and the text's digest of each row."""
     table = pa.table({column: list(ids), "digest": pa.array(digest_texts(texts), pa.binary(DIGEST_BYTES))})
@@ -229,10 +249,10 @@ def read_spans(folder: Path) -> list[ShardSpan]:
     return spans
 
 
-def read_query_ids(folder: Path) -> list[str]:
-    """The ids of the queries of a finished scores artifact, in order of their rows."""
-    ids: list[str] = _read_parquet(folder / QUERIES)["query_id"].to_pylist()
-    return ids
+def read_scored_queries(folder: Path) -> tuple[list[str], list[bytes]]:
+    """Ids and text digests of the queries of a finished scores artifact, in order of their rows."""
+    queries = _read_parquet(folder / QUERIES)
+    return queries["query_id"].to_pylist(), queries["digest"].to_pylist()
 
 
 def _list_shards(folder: Path) -> list[int]:

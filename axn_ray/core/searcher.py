@@ -17,7 +17,7 @@ from axn_ray.core.artifact import check_same_inputs, hash_json, locate_folder, r
 from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.dual_encoder import open_dual_encoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
-from axn_ray.core.factorization import load_factorization
+from axn_ray.core.factorization import load_factorization, warn_of_other_scorer
 from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
 from axn_ray.core.known_scores import KnownFirst, KnownScores
 from axn_ray.core.methods import METHODS
@@ -56,18 +56,20 @@ class Searcher:
     """Adaptive search over one corpus with a factorization's embeddings: ridge around its query embedding.
 
     Raises:
-        ArtifactError: the factorization was made from other items than the corpus; see `open_dual_encoder`.
+        ArtifactError: the factorization was made from other items, or over another dual-encoder, than the corpus;
+            see `open_dual_encoder`.
         ModelError: a model cannot be loaded.
     """
 
     def __init__(self, corpus: EmbeddedCorpus, factorization: Path, config: SearchConfig) -> None:
         manifest = read_manifest(factorization, "factorization")
-        check_same_inputs(factorization, manifest, {"items": corpus.items.fingerprint})
+        check_same_inputs(factorization, manifest, {"items": corpus.items.fingerprint, "dual_encoder": corpus.dual_encoder})
         self._corpus, self._config = corpus, config
         self._version = hash_json(manifest.model_dump(mode="json"))[:12]
         self._factorization = load_factorization(factorization)
         self._index = ItemIndex(self._factorization.item_embeddings)
         self._cross_encoder = open_cross_encoder(config)
+        warn_of_other_scorer(factorization, manifest, self._cross_encoder.fingerprint)
         self._dual_encoder = open_dual_encoder(corpus)
         self._item_tokens = self._cross_encoder.tokenize(corpus.items.full_texts)
         self._known = _KnownQueries(config.known_scores, self._cross_encoder, corpus.items.full_texts)

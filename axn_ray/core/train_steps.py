@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from axn_ray.errors import FitError
+from axn_ray.errors import FitError, InputError
 
 
 def new_optimizer(model: Any, learning_rate: float, steps: int) -> tuple[torch.optim.Optimizer, Any]:
@@ -27,6 +27,19 @@ def rows_of_step(step: int, n_queries: int, queries_per_step: int, seed: int) ->
     order = np.random.default_rng([seed, step // steps_per_pass]).permutation(n_queries)
     start = (step % steps_per_pass) * queries_per_step
     return order[start : start + queries_per_step]
+
+
+def check_workers(queries_per_step: int, n_queries: int, workers: int) -> None:
+    """Refuse steps in which a worker would have no query.
+
+    Raises:
+        InputError: they are too small.
+    """
+    least = min(queries_per_step, n_queries)
+    if least < workers:
+        raise InputError(
+            f"a step has {least} queries for {workers} workers; lower workers, or raise queries_per_step or the queries"
+        )
 
 
 def check_loss(loss: float, step: int) -> None:

@@ -71,7 +71,7 @@ class LayerEncoder:
     """An encoder that gives its hidden layers: the dual-encoder's or the cross-encoder's, by hub id, folder or adapter.
 
     Raises:
-        ModelError: the model cannot be found or read.
+        ModelError: the model cannot be found or read, or is a dual-encoder without layers.
     """
 
     def __init__(self, encoder: Encoder, name: str) -> None:
@@ -81,6 +81,8 @@ class LayerEncoder:
             model = model.base_model
         else:
             transformer: Any = load_dual_encoder(name, "cpu")[0]
+            if not hasattr(transformer, "auto_model"):
+                raise ModelError(f"dual-encoder {name!r} has no layers to look at; name views of the CE alone (--views ce)")
             model, self._tokenizer = transformer.auto_model, transformer.tokenizer
         self.fingerprint = hash_model(name, model)
         self._name, self._device = name, choose_device()

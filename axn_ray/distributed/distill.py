@@ -25,7 +25,7 @@ from axn_ray.core.distillation import DistillationConfig, choose_listed, distill
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.models import locate_model
 from axn_ray.core.score_store import load_scores
-from axn_ray.core.train_steps import new_optimizer, rows_of_step
+from axn_ray.core.train_steps import check_workers, new_optimizer, rows_of_step
 from axn_ray.distributed.factorize import find_queries
 from axn_ray.distributed.train_steps import MODEL, run_steps, train_steps
 from axn_ray.errors import InputError
@@ -53,15 +53,16 @@ def distill(config: DistillConfig, embeddings: Path, scores: Path, out: Path, st
 
     Raises:
         ArtifactError: scores of other items or queries than those embedded, or a damaged artifact.
-        InputError: scores of no query, or of dev or test queries.
+        InputError: scores of no query, or of dev or test queries, or more workers than queries in a step.
         FitError: the loss diverged.
     """
-    check_replaceable(out)
+    check_replaceable(out, "dual_encoder")
     corpus, manifest, observed = load_embedded_corpus(embeddings), read_manifest(scores, "scores"), load_scores(scores).matrix
     rows = find_queries(corpus, embeddings, scores, manifest)
     taught = np.flatnonzero(np.diff(observed.indptr) > 1)
     if not len(taught):
         raise InputError(f"{scores} holds no query with two scored items; score more pairs")
+    check_workers(config.queries_per_step, len(taught), config.workers)
     made_from = {**manifest.made_from, "scores": hash_file(scores / MANIFEST), "dual_encoder": corpus.dual_encoder}
     logger.info("%d steps of %d queries", config.steps(len(taught)), config.queries_per_step)
     name = locate_model(corpus.dual_encoder)
@@ -96,14 +97,16 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     optimizer, schedule = new_optimizer(student, config.learning_rate, config.steps(len(queries)))
 
     def loss_of(step: int) -> torch.Tensor:
-        rows = rows_of_step(step, len(queries), config.queries_per_step, config.seed)[rank::world].tolist()
+        step_rows = rows_of_step(step, len(queries), config.queries_per_step, config.seed)
+        rows = step_rows[rank::world].tolist()
         texts, scores = [], []
         for row in rows:
             scored, values = observed.row(row)
             chosen = choose_listed(values, config.items_per_query, np.random.default_rng([config.seed, step, row]))
             texts.append([items[item] for item in scored[chosen]])
             scores.append(values[chosen])
-        return distillation_loss(wrapped, student, [queries[row] for row in rows], texts, scores, config.temperature)
+        loss = distillation_loss(wrapped, student, [queries[row] for row in rows], texts, scores, config.temperature)
+        return loss * (len(rows) / len(step_rows))
 
     def save(folder: Path) -> None:
         student.save(str(folder))

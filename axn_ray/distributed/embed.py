@@ -43,7 +43,7 @@ class EmbedConfig(BaseModel):
     dual_encoder: str = Field(MINILM, description="Hugging Face id or local folder")
     dtype: Dtype = "auto"
     workers: int = Field(2, ge=1, description="processes that hold the dual-encoder")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class _EmbedActor:

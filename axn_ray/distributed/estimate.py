@@ -14,7 +14,7 @@ from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.tokens import Int32Array
 from axn_ray.distributed.cluster import gpus_per_worker
-from axn_ray.distributed.score import ScoreConfig, plan_first_pass, prepare_job, read_done
+from axn_ray.distributed.score import ScoreConfig, count_done, plan_first_pass, plan_second_pass, prepare_job, read_done
 from axn_ray.errors import InputError
 
 SAMPLE_PAIRS = 512
@@ -63,7 +63,7 @@ def estimate(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path, price_per_h
     """
     job = prepare_job(corpus, config)
     first = plan_first_pass(job)
-    n_active = config.shares.active if config.choice == "per_query" else 0
+    second = plan_second_pass(job, first)
     drawn = np.random.default_rng(config.seed).permutation(len(first.shards))
     query_index, item_index = _sample(first, drawn.tolist())
     free = int(ray.cluster_resources().get("GPU" if gpus_per_worker() else "CPU", 0) // (gpus_per_worker() or config.threads))
@@ -74,8 +74,8 @@ def estimate(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path, price_per_h
     tokens = job.inputs["query_tokens"], job.inputs["item_tokens"]
     timed = [task.remote(config, config.threads, *tokens, query_index, item_index) for _ in range(workers)]
     rates = [rate for part in ray.get(timed) for rate in part]
-    n_pairs = first.n_pairs + n_active * len(job.queries)
-    n_done = sum(facts["rows"] for facts in read_done(first, out).values())
+    n_pairs = first.n_pairs + second.n_pairs
+    n_done = sum(count_done(read_done(part, out).values()) for part in (first, second))
     return Estimate(n_pairs, n_done, tuple(rates), config.workers, bool(gpus_per_worker()), price_per_hour)
 
 

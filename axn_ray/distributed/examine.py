@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from axn_ray.core.artifact import Manifest, check_same_inputs, new_artifact, read_manifest
+from axn_ray.core.artifact import Manifest, check_replaceable, check_same_inputs, new_artifact, read_manifest
 from axn_ray.core.choice import CHOICE, Choice, choose, list_trials, read_choice
 from axn_ray.core.comparison import Row, summarize
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus
 from axn_ray.core.evaluation import ExactScores, Examination, exact_label_metrics, index_labels
 from axn_ray.core.evaluation_store import KIND, Evaluation, write_evaluation, write_runs
-from axn_ray.core.factorization import Factorization, load_factorization
+from axn_ray.core.factorization import Factorization, load_factorization, warn_of_other_scorer
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.graph_search import neighbour_graph
 from axn_ray.core.methods import BM25, CUR, DE
@@ -44,14 +44,18 @@ def examine(
         ArtifactError: artifacts that were made from different items, or truth or dense rows that are not dense.
         InputError: see `find_truth`, `Examination`, `read_dense_rows` and `read_settings`.
     """
+    check_replaceable(out, KIND)
     truth = out.with_name(f"{out.name}_truth") if truth is None else truth
     given = {**factorizations, **({} if dense_rows is None else {CUR: dense_rows})}
     corpus = load_embedded_corpus(embeddings)
     exact = find_truth(corpus, config, truth)
     for folder in (truth, *given.values()):
         kind = "scores" if folder in (truth, dense_rows) else "factorization"
-        if read_manifest(folder, kind).made_from.get("items") != corpus.items.fingerprint:
+        manifest = read_manifest(folder, kind)
+        if manifest.made_from.get("items") != corpus.items.fingerprint:
             raise ArtifactError(f"{folder} was made from other items than {embeddings}; make both from one corpus")
+        check_same_inputs(folder, manifest, {"dual_encoder": corpus.dual_encoder})
+        warn_of_other_scorer(folder, manifest, exact.config.get("fingerprint"))
     chosen = None if choice is None else read_settings(choice, config, exact)
     fitted = {name: load_factorization(path) for name, path in factorizations.items()}
     rows = None if dense_rows is None else read_dense_rows(dense_rows, exact)

@@ -21,22 +21,24 @@ from axn_ray.core.artifact import (
 )
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus
 from axn_ray.core.factorization import (
+    KIND,
     Factorization,
     describe_factorization,
     fit_closed_form,
     load_factorization,
+    name_scorer,
     save_factorization,
 )
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fit_share import StoredInputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.lexical import Words
-from axn_ray.core.score_store import load_scores, read_query_ids, read_spans
+from axn_ray.core.score_store import load_scores, match_rows, read_scored_queries, read_spans
 from axn_ray.distributed.als import factorize_by_als
 from axn_ray.distributed.bayes_fit import spread_on_ray
 from axn_ray.distributed.embed_views import open_views
 from axn_ray.distributed.train_factorization import train_factorization
-from axn_ray.errors import ArtifactError, InputError
+from axn_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +62,12 @@ def factorize_scores(
         InputError: see `find_queries`, `FitInputs` and `ScoreScale.fit`.
         FitError: the fit diverged.
     """
-    check_replaceable(out)
+    check_replaceable(out, KIND)
     corpus, manifest = load_embedded_corpus(embeddings), read_manifest(scores, "scores")
     rows = find_queries(corpus, embeddings, scores, manifest)
     made_from = {**manifest.made_from, "dual_encoder": corpus.dual_encoder}
+    if (scorer := name_scorer(manifest.config.get("fingerprint"))) is not None:
+        made_from["scorer"] = scorer
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parts:
         most = num_workers if isinstance(num_workers, int) else num_workers[1]
@@ -91,15 +95,12 @@ def find_queries(corpus: EmbeddedCorpus, embeddings: Path, scores: Path, manifes
     """The rows in `embeddings` of the queries of `scores`, (n_queries,).
 
     Raises:
-        ArtifactError: scores of other items or queries than those embedded.
+        ArtifactError: scores of other items or queries, or of other texts of theirs, than those embedded.
         InputError: scores of dev or test queries, which judge what is fitted to train queries.
     """
     check_same_inputs(scores, manifest, {"items": corpus.items.fingerprint})
-    query_ids = read_query_ids(scores)
-    unknown = [query_id for query_id in query_ids if query_id not in corpus.queries.index_of]
-    if unknown:
-        raise ArtifactError(f"{scores} knows query {unknown[0]!r}, {embeddings} does not; score the embedded queries")
-    rows = np.array([corpus.queries.index_of[query_id] for query_id in query_ids], dtype=np.int64)
+    queries = corpus.queries
+    rows = np.array(match_rows("query", *read_scored_queries(scores), queries.index_of, queries.texts), dtype=np.int64)
     held_out = [row for row in rows if corpus.splits[row] != "train"]
     if held_out:
         such = f"{len(held_out)} dev or test queries (such as {corpus.queries.ids[held_out[0]]!r})"

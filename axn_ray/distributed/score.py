@@ -6,7 +6,7 @@ A shard is a range of queries with the items chosen for them. Nothing depends on
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ class ScoreConfig(CrossEncoderConfig):
     shard_pairs: int = Field(5000, ge=1, description="about how many pairs make one shard (one file)")
     workers: int = Field(2, ge=1, description="processes that hold the cross-encoder")
     threads: int = Field(1, ge=1, description="CPU threads of each worker")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _check_shares(self) -> "ScoreConfig":
@@ -133,13 +133,11 @@ def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Manifest:
         _check_replaceable_or_unfinished(out)
         job = prepare_job(corpus, config)
         first = plan_first_pass(job)
+        second = plan_second_pass(job, first)
         facts = _run_pass(job, first, out)
-        asked = first.n_pairs
-        if config.choice == "per_query" and config.shares.active:
-            second = _active_pass(job, first, out)
-            facts |= _run_pass(job, second, out)
-            asked += second.n_pairs
-        return _finish(job, facts, asked, out)
+        if second.n_pairs:
+            facts |= _run_pass(job, _find_second_pairs(job, first, second, out), out)
+        return _finish(job, facts, first.n_pairs + second.n_pairs, out)
 
 
 def prepare_job(corpus: EmbeddedCorpus, config: ScoreConfig) -> Job:
@@ -181,13 +179,20 @@ def plan_first_pass(job: Job) -> Pass:
     return Pass(dict(enumerate(ranges)), n_pairs, fingerprint, 0, {**job.inputs, "chooser": ray.put(chooser)})
 
 
-def _active_pass(job: Job, first: Pass, out: Path) -> Pass:
-    """The pairs that the search finds once the first ones are scored and fitted; its shards follow the first's."""
-    n_queries, n_active = len(job.queries), job.config.shares.active
+def plan_second_pass(job: Job, first: Pass) -> Pass:
+    """The pairs that the search will find once the first ones are scored; its shards follow the first's."""
+    n_queries, n_active = len(job.queries), job.config.shares.active if job.config.choice == "per_query" else 0
+    ranges = split_evenly(n_queries, max(1, job.config.shard_pairs // n_active)) if n_active else []
+    shards = {len(first.shards) + number: queries for number, queries in enumerate(ranges)}
+    return Pass(shards, n_queries * n_active, hash_json([first.fingerprint, "active"]), n_active, job.inputs)
+
+
+def _find_second_pairs(job: Job, first: Pass, second: Pass, out: Path) -> Pass:
+    """The second pass with what its workers choose by: the first scores, fitted."""
     item_embeddings, query_embeddings = job.embeddings
-    observed = read_shards(out, first.shards, n_queries, len(item_embeddings))
+    observed = read_shards(out, first.shards, len(job.queries), len(item_embeddings))
     if not (out / ACTIVE_MODEL).exists():
-        logger.info("fitting the first %d scores, to choose %d more items of each query", observed.n_observed, n_active)
+        logger.info("fitting the first %d scores, to choose %d more items of each query", observed.n_observed, second.n_active)
         spread = spread_on_ray(job.config.workers, job.config.threads)
         try:
             fitted = ActiveModel.fit(observed, item_embeddings, query_embeddings, spread)
@@ -197,11 +202,7 @@ def _active_pass(job: Job, first: Pass, out: Path) -> Pass:
         write_into(out, out / ACTIVE_MODEL, fitted.to_bytes())
     model = ActiveModel.from_bytes((out / ACTIVE_MODEL).read_bytes())
     space = model.space(item_embeddings, query_embeddings, observed)
-    ranges = split_evenly(n_queries, max(1, job.config.shard_pairs // n_active))
-    shards = {len(first.shards) + number: queries for number, queries in enumerate(ranges)}
-    inputs = {**job.inputs, "active": ray.put(space)}
-    fingerprint = hash_json([first.fingerprint, "active"])
-    return Pass(shards, n_queries * n_active, fingerprint, n_active, inputs)
+    return replace(second, inputs={**second.inputs, "active": ray.put(space)})
 
 
 def read_done(this: Pass, out: Path) -> dict[int, dict[str, Any]]:
@@ -253,8 +254,12 @@ def _score_shards(job: Job, this: Pass, todo: list[dict[str, int]], out: Path) -
 
 
 def _count_pairs(batch: dict[str, Any]) -> int:
-    described = [json.loads(facts) for facts in batch["facts"]]
-    return sum(facts["rows"] + len(facts["failed"]) for facts in described)
+    return count_done(json.loads(facts) for facts in batch["facts"])
+
+
+def count_done(shards: Iterable[dict[str, Any]]) -> int:
+    """The pairs of shards with these facts, those included that could not be scored."""
+    return sum(facts["rows"] + len(facts["failed"]) for facts in shards)
 
 
 def _finish(job: Job, facts: dict[int, dict[str, Any]], asked: int, out: Path) -> Manifest:
@@ -295,4 +300,4 @@ def _finish(job: Job, facts: dict[int, dict[str, Any]], asked: int, out: Path) -
 def _check_replaceable_or_unfinished(out: Path) -> None:
     """An unfinished run has shards and no manifest: it may be continued. Anything else foreign is refused."""
     if not (out / "shards").is_dir() or (out / MANIFEST).exists():
-        check_replaceable(out)
+        check_replaceable(out, "scores", in_place=True)

@@ -10,10 +10,11 @@ import torch
 
 from axn_ray.core.corpus import Queries
 from axn_ray.core.embedded_corpus import load_embedded_corpus
-from axn_ray.core.score_formats import format_trec_lines, write_stream_atomically
+from axn_ray.core.score_formats import find_blank, format_trec_lines, write_stream_atomically
 from axn_ray.core.searcher import SearchConfig, Searcher
 from axn_ray.distributed.cluster import gpus_per_worker, split_evenly
 from axn_ray.distributed.progress import track
+from axn_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +51,15 @@ def search_queries(
 
     Raises:
         ArtifactError: the factorization was made from other items than the corpus.
-        InputError: see `axn_ray.core.adaptive.search`.
+        InputError: an id that a run cannot hold; see `axn_ray.core.adaptive.search`.
         ModelError: a model cannot be loaded or fails.
     """
+    for side, ids in (("query", queries.ids), ("item", load_embedded_corpus(embeddings).items.ids)):
+        if (blank := find_blank(ids)) is not None:
+            raise InputError(f"{side} id {blank!r} is empty or has a blank, which a TREC run cannot hold; rename it")
+    # Workers may run in another working directory.
+    stores = [name if "://" in name else str(Path(name).resolve()) for name in config.known_scores]
+    config = config.model_copy(update={"known_scores": stores})
     ranges = split_evenly(len(queries), SHARD_QUERIES)
     shards = ray.data.from_items([{"start": r.start, "stop": r.stop} for r in ranges], override_num_blocks=len(ranges))
     searched = shards.map_batches(
@@ -60,7 +67,7 @@ def search_queries(
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
         num_gpus=gpus_per_worker(),
-        fn_constructor_args=(embeddings, factorization, config, queries, threads),
+        fn_constructor_args=(embeddings.resolve(), factorization.resolve(), config, queries, threads),
     )
     lines: dict[int, bytes] = {}
     batches = searched.iter_batches(batch_size=None, batch_format="numpy")

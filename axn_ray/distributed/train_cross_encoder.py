@@ -1,5 +1,6 @@
 """Trains a cross-encoder adapter on Ray Train from labelled queries; candidates are mined with Ray Data's embeddings."""
 
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -16,14 +17,14 @@ from ray.train.torch import prepare_model
 
 from axn_ray import sample
 from axn_ray.core import cross_encoder_training as training
-from axn_ray.core.artifact import Manifest, hash_json, new_artifact
+from axn_ray.core.artifact import Manifest, check_replaceable, hash_json, new_artifact
 from axn_ray.core.corpus import Items, Queries, read_items, read_queries
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.cross_encoder_training import CrossEncoderTrainingConfig
 from axn_ray.core.embedded_corpus import read_splits
 from axn_ray.core.models import MINILM
 from axn_ray.core.tokens import Int32Array
-from axn_ray.core.train_steps import new_optimizer, rows_of_step
+from axn_ray.core.train_steps import check_workers, new_optimizer, rows_of_step
 from axn_ray.distributed.embed import embed_texts
 from axn_ray.distributed.train_steps import MODEL, run_steps, train_steps
 from axn_ray.errors import InputError
@@ -64,13 +65,16 @@ def train_cross_encoder(config: TrainCrossEncoderConfig, out: Path, storage: Pat
     Checkpoints go to `storage`; the same call with the same storage goes on where an earlier one stopped.
 
     Raises:
-        InputError: queries without labels, or a label that is no item.
+        InputError: queries without labels, a label that is no item, or more workers than queries in a step.
         FitError: the loss diverged.
     """
+    check_replaceable(out, "cross_encoder")
     needed = config.steps * config.queries_per_step
     examples = _mine(config, config.world, "train", needed)
+    check_workers(config.queries_per_step, len(examples.queries), config.workers)
     logger.info("training on %d queries x %d candidates", *examples.candidates.shape)
-    made_from = {"items": examples.items.fingerprint, "queries": examples.queries.fingerprint}
+    candidates = hashlib.sha256(examples.candidates.tobytes()).hexdigest()  # by labels and dual-encoder, too
+    made_from = {"items": examples.items.fingerprint, "queries": examples.queries.fingerprint, "candidates": candidates}
     loop_config = {
         "config": config.training.model_dump(),
         "threads": config.threads,
@@ -140,9 +144,11 @@ def _train_loop(loop_config: dict[str, Any]) -> None:
     optimizer, schedule = new_optimizer(model, config.learning_rate, config.steps)
 
     def loss_of(step: int) -> torch.Tensor:
-        rows = rows_of_step(step, len(queries), config.queries_per_step, config.seed)[rank::world]
+        step_rows = rows_of_step(step, len(queries), config.queries_per_step, config.seed)
+        rows = step_rows[rank::world]
         texts = [[items[i] for i in candidates[r]] for r in rows]
-        return training.listwise_loss(wrapped, tokenizer, [queries[r] for r in rows], texts, config.max_length)
+        loss = training.listwise_loss(wrapped, tokenizer, [queries[r] for r in rows], texts, config.max_length)
+        return loss * (len(rows) / len(step_rows))
 
     def save(folder: Path) -> None:
         training.save_adapter(model, tokenizer, folder, config)

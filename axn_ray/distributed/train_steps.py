@@ -5,6 +5,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from axn_ray.core.train_steps import check_loss
+from axn_ray.errors import FitError
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ def run_steps(
 
     Checkpoints go to `storage` under `name`; the same ones go on where an earlier call stopped. The loop gets a `queue` beside
     its `loop_config`, whose lines are logged as those of `what`.
+
+    Raises:
+        FitError: the loss diverged.
     """
     run_config = RunConfig(
         name=name,
@@ -63,7 +68,20 @@ def run_steps(
     scaling = ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available())
     with lines_logged(what) as queue:
         given = {**loop_config, "queue": queue}
-        return TorchTrainer(loop, train_loop_config=given, scaling_config=scaling, run_config=run_config).fit()
+        guarded = partial(_say_what_failed, loop)
+        result = TorchTrainer(guarded, train_loop_config=given, scaling_config=scaling, run_config=run_config).fit()
+    if result.return_value is not None:
+        raise FitError(result.return_value)
+    return result
+
+
+def _say_what_failed(loop: Callable[[dict[str, Any]], None], loop_config: dict[str, Any]) -> str | None:
+    """A diverged fit diverges again: it is an answer, not a failure that Ray Train would try three times more."""
+    try:
+        loop(loop_config)
+    except FitError as error:
+        return str(error)
+    return None
 
 
 def train_steps(
@@ -77,16 +95,19 @@ def train_steps(
 ) -> None:
     """In a worker: what is left of `steps` steps. `save` writes the model as it will ship; only rank 0 does, and fills `queue`.
 
+    `loss_of` is the mean over the worker's own queries times their share of the step's, so that the workers' sum is the step's.
+
     Raises:
         FitError: the loss is NaN or infinite.
     """
-    is_first, losses = ray.train.get_context().get_world_rank() == 0, []
+    context = ray.train.get_context()
+    is_first, world, losses = context.get_world_rank() == 0, context.get_world_size(), []
     for step in range(_restore(model, optimizer, schedule), steps):
         loss = loss_of(step)
-        losses.append(float(loss.detach()))
+        losses.append(_sum_over_workers(loss.detach()))
         check_loss(losses[-1], step)
         optimizer.zero_grad()
-        loss.backward()
+        (loss * world).backward()  # DDP takes the mean of the workers' gradients
         optimizer.step()
         schedule.step()
         if is_first and ((step + 1) % LOG_EVERY == 0 or step + 1 == steps):
@@ -100,6 +121,14 @@ def train_steps(
                     save(Path(folder) / MODEL)
                     _save_state(Path(folder), model, optimizer, schedule, step + 1)
                 ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder) if is_first else None)
+
+
+def _sum_over_workers(loss: torch.Tensor) -> float:
+    """All workers see the same, so that all of them stop at a loss that is none."""
+    total = loss.clone()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return float(total)
 
 
 def _save_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, schedule: Any, step: int) -> None:

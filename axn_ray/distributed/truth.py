@@ -2,12 +2,13 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from axn_ray.core.artifact import MANIFEST
 from axn_ray.core.cross_encoder import CrossEncoderConfig
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
-from axn_ray.core.score_store import Scores, load_scores
+from axn_ray.core.score_store import Scores, load_scores, match_rows
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.score import ScoreConfig, score
 from axn_ray.errors import InputError
@@ -19,7 +20,8 @@ def find_truth(corpus: EmbeddedCorpus, config: EvaluateConfig, folder: Path) -> 
     """Exact scores of queries that this evaluation may look at: `folder`'s, which is scored, or finished, where it must be.
 
     Raises:
-        InputError: a query of them is not in the corpus or of another split.
+        InputError: a query of them is of another split.
+        ArtifactError: a query of them is not in the corpus, or has another text there.
         ArtifactError, ModelError: see `score` and `load_scores`.
     """
     if not (folder / MANIFEST).is_file():
@@ -29,20 +31,17 @@ def find_truth(corpus: EmbeddedCorpus, config: EvaluateConfig, folder: Path) -> 
         shared = config.model_dump(include={"known_scores", "workers", "threads"})
         score(corpus, ScoreConfig(split=config.split, choice="all", n_queries=n_queries, **cross_encoder, **shared), folder)
     exact = load_scores(folder)
-    check_split(corpus, exact.query_ids, config)
+    rows = match_rows("query", exact.query_ids, exact.query_digests, corpus.queries.index_of, corpus.queries.texts)
+    check_split([corpus.splits[row] for row in rows], config)
     return exact
 
 
-def check_split(corpus: EmbeddedCorpus, query_ids: tuple[str, ...], config: EvaluateConfig) -> None:
-    """Refuse to choose on test queries, to judge on dev queries, and either on train queries.
+def check_split(splits: Sequence[str], config: EvaluateConfig) -> None:
+    """Refuse to choose on test queries, to judge on dev queries, and either on train queries; `splits` has each query's.
 
     Raises:
-        InputError: a query of these is not in the corpus or of another split.
+        InputError: a query of another split.
     """
-    unknown = [query_id for query_id in query_ids if query_id not in corpus.queries.index_of]
-    if unknown:
-        raise InputError(f"the exact scores know query {unknown[0]!r}, the corpus does not; embed the same queries")
-    splits = [corpus.splits[corpus.queries.index_of[query_id]] for query_id in query_ids]
     wrong = sorted(set(splits) - {config.split})
     if wrong:
         others = f"{splits.count(wrong[0])} {wrong[0]} queries"

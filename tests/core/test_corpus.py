@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from axn_ray.core.corpus import Items, read_items, read_queries
+from axn_ray.core.embedded_corpus import read_splits
 from axn_ray.errors import InputError
 
 
@@ -44,8 +45,34 @@ def test_reads_jsonl_and_tsv_like_parquet(items_file, tmp_path):
 
 
 def test_numeric_ids_become_strings(tmp_path):
-    (tmp_path / "q.tsv").write_text("query_id\ttext\n7\tseven\n")
-    assert read_queries(tmp_path / "q.tsv").ids == ("7",)
+    pq.write_table(pa.table({"query_id": [7], "text": ["seven"], "split": ["train"]}), tmp_path / "q.parquet")
+    (tmp_path / "q.jsonl").write_text('{"query_id": 7, "text": "seven", "split": "train"}\n')
+    for path in (tmp_path / "q.parquet", tmp_path / "q.jsonl"):
+        assert (queries := read_queries(path)).ids == ("7",)
+        assert read_splits(path, queries) == ("train",)
+
+
+def test_text_stays_as_it_was_written_whatever_it_looks_like(tmp_path):
+    rows = [("007", "1984", "1.50", "1"), ("1e5", "2001", "2020-01-02", "2"), ("12345678901234567891", "0", "true", "2")]
+    names = ("item_id", "title", "text", "world")
+    (tmp_path / "items.tsv").write_text("".join("\t".join(row) + "\n" for row in (names, *rows)))
+    (tmp_path / "dates.jsonl").write_text('{"item_id": "2020-01-02", "text": "2020-01-02T10:00:00Z"}\n')
+    items = read_items(tmp_path / "items.tsv")
+    assert list(zip(items.ids, items.titles, items.texts, items.columns["world"].to_pylist(), strict=True)) == rows
+    assert read_items(tmp_path / "items.tsv", ["2"]).ids == ("1e5", "12345678901234567891")
+    dates = read_items(tmp_path / "dates.jsonl")
+    assert (dates.ids, dates.texts) == (("2020-01-02",), ("2020-01-02T10:00:00Z",))
+
+
+def test_numbers_with_fractions_are_no_ids(tmp_path):
+    pq.write_table(pa.table({"item_id": [1.0, 2.0], "text": ["x", "y"]}), tmp_path / "items.parquet")
+    with pytest.raises(InputError, match="'item_id' holds double values; write them as text"):
+        read_items(tmp_path / "items.parquet")
+
+
+def test_a_long_line_of_jsonl_is_read(tmp_path):
+    (tmp_path / "items.jsonl").write_text(json.dumps({"item_id": "a", "text": "word " * 500_000}) + "\n")
+    assert len(read_items(tmp_path / "items.jsonl").texts[0]) == 2_500_000
 
 
 def test_queries_by_split_and_labels(tmp_path):
@@ -95,3 +122,10 @@ def test_truncated_parquet_missing_file_and_foreign_ending(items_file, tmp_path)
 def test_unknown_world_names_the_known_ones(items_file):
     with pytest.raises(InputError, match="no rows in the worlds noun; it has verb"):
         read_items(items_file, ["noun"])
+
+
+def test_an_item_without_a_world_is_in_none(tmp_path):
+    pq.write_table(pa.table({"item_id": ["a", "b"], "text": ["x", "y"], "world": [None, "verb"]}), tmp_path / "items.parquet")
+    assert read_items(tmp_path / "items.parquet", ["verb"]).ids == ("b",)
+    with pytest.raises(InputError, match="no rows in the worlds noun; it has verb"):
+        read_items(tmp_path / "items.parquet", ["noun"])

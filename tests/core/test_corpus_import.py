@@ -71,17 +71,21 @@ def test_splits_stand_where_both_train_and_test_have_queries(beir_folder, tmp_pa
     assert queries.labels is None  # one has none
 
 
-def test_the_same_in_parquet_as_the_hub_has_it(beir_folder, tmp_path):
-    folder = tmp_path / "hub"
+def write_hub(folder, qrels):
+    """The same in Parquet as the hub has it; `qrels` (query, item, relevance, split)."""
     for name, rows in (("corpus", [{k: row[k] for k in ("_id", "title", "text")} for row in CORPUS]), ("queries", QUERIES)):
         (folder / name).mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows[:2]), folder / name / f"{name}-00000-of-00002.parquet")
         pq.write_table(pa.Table.from_pylist(rows[2:]), folder / name / f"{name}-00001-of-00002.parquet")
     (folder / "default").mkdir()
     for split in ("dev", "test"):
-        rows = [{"query-id": q, "corpus-id": d, "score": float(r)} for q, d, r, s in EXPECTED_QRELS if s == split]
+        rows = [{"query-id": q, "corpus-id": d, "score": float(r)} for q, d, r, s in qrels if s == split]
         pq.write_table(pa.Table.from_pylist(rows), folder / "default" / f"{split}-00000-of-00001.parquet")
-    from_hub = imported(folder, tmp_path / "a")
+    return folder
+
+
+def test_the_same_in_parquet(beir_folder, tmp_path):
+    from_hub = imported(write_hub(tmp_path / "hub", EXPECTED_QRELS), tmp_path / "a")
     from_folder = imported(beir_folder, tmp_path / "b")
     assert from_hub[0].fingerprint == from_folder[0].fingerprint
     assert from_hub[1].fingerprint == from_folder[1].fingerprint
@@ -203,6 +207,38 @@ def test_beir_there_and_back(beir_folder, tmp_path):
         export_corpus(tmp_path / "a", tmp_path / "beir")
     with pytest.raises(ArtifactError, match="is not a finished corpus artifact"):
         export_corpus(tmp_path / "beir", tmp_path / "c")
+
+
+def test_judgements_without_a_split_join_those_of_test_when_they_leave(beir_folder, tmp_path):
+    write_lines(beir_folder / "qrels" / "trial.tsv", ["query-id\tcorpus-id\tscore", "q2\td2\t1"])
+    first = imported(beir_folder, tmp_path / "a")
+    export_corpus(tmp_path / "a", tmp_path / "beir")
+    assert sorted(path.name for path in (tmp_path / "beir/qrels").iterdir()) == ["dev.tsv", "test.tsv"]
+    again = imported(tmp_path / "beir", tmp_path / "b")[2]
+    assert {row[:3] for row in again} == {row[:3] for row in first[2]} and len(again) == 5
+
+
+def test_labels_leave_as_judgements_where_there_are_no_others(tmp_path):
+    write_lines(tmp_path / "items.jsonl", [{"item_id": "d1", "text": "x"}, {"item_id": "d2", "text": "y"}])
+    queries = [{"query_id": "q1", "text": "a", "item_id": "d2"}, {"query_id": "q2", "text": "b", "item_id": "d1"}]
+    write_lines(tmp_path / "queries.jsonl", queries)
+    imported(tmp_path / "items.jsonl", tmp_path / "a", queries=tmp_path / "queries.jsonl")
+    export_corpus(tmp_path / "a", tmp_path / "beir")
+    assert imported(tmp_path / "beir", tmp_path / "b")[2] == [("q1", "d2", 1, "test"), ("q2", "d1", 1, "test")]
+
+
+def test_half_an_emoji_is_quarantined(beir_folder, tmp_path):
+    write_lines(beir_folder / "corpus.jsonl", [*CORPUS, '{"_id": "d4", "text": "cut \\ud83d"}'])
+    items, _, _, bad = imported(beir_folder, tmp_path / "out")
+    assert items.ids == ("d1", "d2", "d3")
+    assert bad["corpus.jsonl:4"] == "text holds half a character, which is no Unicode"
+
+
+def test_a_grade_that_is_no_whole_number_is_quarantined(tmp_path):
+    qrels = [("q2", "d2", 1, "dev"), ("q1", "d1", 0.7, "test"), ("q1", "d2", float("nan"), "test")]
+    _, _, kept, bad = imported(write_hub(tmp_path / "hub", qrels), tmp_path / "out")
+    assert kept == qrels[:1]
+    assert list(bad.values()) == ["the relevance 0.7 is no whole number", "the relevance nan is no whole number"]
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):

@@ -1,8 +1,11 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.pairs import TextPairScorer
@@ -104,9 +107,55 @@ def test_policies_have_different_fingerprints(tiny_cross_encoder):
 
 def test_a_long_query_keeps_half_the_room(tiny_cross_encoder):
     cross_encoder = opened(tiny_cross_encoder, max_length=13)
-    scored = score_rows(cross_encoder, [" ".join(WORDS_12)], ["one two"])
-    assert scored.scores == pytest.approx(cross_encoder.score_texts([" ".join(WORDS_12[:5])], ["one two"]))
+    scored = score_rows(cross_encoder, [" ".join(WORDS_12)], [" ".join(WORDS_12)])
+    assert scored.scores == pytest.approx(cross_encoder.score_texts([" ".join(WORDS_12[:5])], [" ".join(WORDS_12[:5])]))
     assert scored.n_truncated == 1
+
+
+def test_a_long_query_keeps_what_a_short_item_leaves(tiny_cross_encoder):
+    cross_encoder = opened(tiny_cross_encoder, max_length=13)  # 3 special tokens and 2 of the item leave 8
+    scored = score_rows(cross_encoder, [" ".join(WORDS_12), " ".join(WORDS_12[:8])], ["one two", "one two"])
+    assert scored.scores == pytest.approx(
+        plain_scores(tiny_cross_encoder, [" ".join(WORDS_12[:8])] * 2, ["one two"] * 2), rel=1e-4
+    )
+    assert scored.n_truncated == 1
+
+
+def test_more_tokens_than_positions_are_refused_when_it_is_opened(tiny_cross_encoder):
+    with pytest.raises(ModelError, match="has 512 positions, max_length=600 needs more; lower it"):
+        opened(tiny_cross_encoder, max_length=600)
+
+
+def test_roberta_counts_from_the_place_behind_the_padding(tiny_cross_encoder, tmp_path):
+    config = RobertaConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=34,
+        num_labels=1,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_cross_encoder)
+    tokenizer.model_max_length = int(1e30)  # as where nobody has said
+    tokenizer.save_pretrained(tmp_path)
+    cross_encoder = opened(tmp_path)
+    assert cross_encoder.max_length == 32
+    scored = score_rows(cross_encoder, ["a dog"], [" ".join(WORDS_12 * 4)])
+    assert (scored.failures, scored.n_truncated) == ({}, 1)
+
+
+def test_the_fingerprint_sees_the_tokenizer(tiny_cross_encoder, tmp_path):
+    shutil.copytree(tiny_cross_encoder, tmp_path / "cased")
+    path = tmp_path / "cased/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_lower_case": False}))
+    assert opened(tiny_cross_encoder).fingerprint["model"] != opened(tmp_path / "cased").fingerprint["model"]
+
+
+def test_a_local_folder_is_named_by_its_whole_path(tiny_cross_encoder, monkeypatch):
+    monkeypatch.chdir(tiny_cross_encoder.parent)
+    assert CrossEncoderConfig(cross_encoder=tiny_cross_encoder.name).cross_encoder == str(tiny_cross_encoder)
 
 
 class Engine:

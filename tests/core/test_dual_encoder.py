@@ -1,14 +1,20 @@
 """A dual-encoder that no longer embeds as it did when the index was made is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+from tokenizers import Tokenizer
 
 from axn_ray.core.corpus import Items, Queries
 from axn_ray.core.dual_encoder import DualEncoder, open_dual_encoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
-from axn_ray.errors import ArtifactError
+from axn_ray.core.models import MINILM, locate_model
+from axn_ray.core.views import LayerEncoder
+from axn_ray.errors import ArtifactError, ModelError
 from tests.distributed.students import make_student
 
 TEXTS = ("he [ran] home", "the bank was [closed]", "she sings", "they walk", "it burns")
@@ -51,3 +57,15 @@ def test_a_model_of_another_width_is_refused(corpus):
     )
     with pytest.raises(ArtifactError, match="has changed since"):
         open_dual_encoder(wider)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_table_of_word_vectors_is_a_dual_encoder_too(tmp_path, normalized):
+    tokenizer = Tokenizer.from_file(str(Path(locate_model(MINILM)) / "tokenizer.json"))
+    modules = [StaticEmbedding(tokenizer, embedding_dim=8), *([Normalize()] if normalized else [])]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "static"))
+    embedded = DualEncoder(str(tmp_path / "static")).embed_queries(TEXTS)
+    assert embedded.shape == (5, 8) and embedded.dtype == np.float32
+    assert np.allclose(np.linalg.norm(embedded, axis=1), 1.0) == normalized
+    with pytest.raises(ModelError, match="has no layers to look at; name views of the CE alone"):
+        LayerEncoder("de", str(tmp_path / "static"))

@@ -256,6 +256,16 @@ def test_without_a_scale_pinv_fits_one_to_its_anchors():
         Pinv(items, None)
 
 
+@pytest.mark.parametrize("scores", [[3.0, 3.0, 3.0], [3.0]], ids=["alike", "one"])
+def test_without_a_scale_scores_that_do_not_differ_teach_nothing(scores):
+    items, u_param = random_items(), np.ones(DIM, dtype=np.float32)
+    estimator = Pinv(items, None, 0.0, u_param)
+    estimator.observe(np.arange(len(scores), dtype=np.int32), np.array(scores, dtype=np.float32))
+    np.testing.assert_array_equal(estimator.query_embedding, u_param)
+    estimator.observe(np.array([7], dtype=np.int32), np.array([5.0], dtype=np.float32))
+    assert np.isfinite(estimator.query_embedding).all() and (estimator.query_embedding != u_param).any()
+
+
 def tour_loss(u, anchors, scores, temperature):
     labels = torch.softmax(scores / temperature, 0)
     return torch.nn.functional.cross_entropy((anchors @ u)[None], labels[None])

@@ -123,6 +123,8 @@ def test_labels_become_item_indices():
     labels = index_labels(items, Queries(("q1", "q2"), ("t", "u"), ("c", "a")))
     assert labels.tolist() == [2, 0] and labels.dtype == np.int32
     assert index_labels(items, Queries(("q1",), ("t",))) is None
+    with pytest.raises(InputError, match="1 queries have no label .first: 'q2'.; give each one, or drop the column item_id"):
+        index_labels(items, Queries(("q1", "q2"), ("t", "u"), ("c", None)))
     with pytest.raises(InputError, match="1 labels are not among the 3 items .first: query 'q2': 'd'."):
         index_labels(items, Queries(("q1", "q2"), ("t", "u"), ("c", "d")))
 

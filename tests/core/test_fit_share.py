@@ -6,7 +6,7 @@ from axn_ray.core.fit_share import StoredInputs, share_inputs
 from axn_ray.core.fitting import FitInputs
 from axn_ray.core.row_parts import RowParts, write_part
 from axn_ray.core.score_matrix import ScoreMatrix
-from axn_ray.core.score_store import read_query_ids, read_spans, write_ids, write_shard
+from axn_ray.core.score_store import digest_texts, read_scored_queries, read_spans, write_ids, write_shard
 from axn_ray.errors import ArtifactError, FitError, InputError
 
 N_QUERIES, N_ITEMS, N_SHARDS = 40, 60, 9
@@ -53,7 +53,8 @@ def stored(inputs, tmp_path_factory):
 
 
 def test_spans_and_ids_are_read_from_disk(inputs, stored):
-    assert read_query_ids(stored.scores) == [f"q{n}" for n in range(N_QUERIES)]
+    ids = [f"q{n}" for n in range(N_QUERIES)]
+    assert read_scored_queries(stored.scores) == (ids, digest_texts(ids))
     assert sum(span.rows for span in stored.spans) == stored.n_observed == inputs.score_matrix.n_observed
     assert len(stored.spans) == N_SHARDS  # the empty one is left out
     assert all(span.first <= span.last for span in stored.spans)

@@ -44,7 +44,7 @@ def save_world(folder, matrix, items, queries, item_texts=None, query_texts=None
     for shard in range(-(-len(queries) // QUERIES_PER_SHARD)):
         at = matrix.query_index // QUERIES_PER_SHARD == shard
         write_shard(scores, shard, matrix.query_index[at], matrix.item_index[at], matrix.scores[at], {})
-    write_ids(scores, "queries.parquet", "query_id", query_ids, query_ids)
+    write_ids(scores, "queries.parquet", "query_id", query_ids, query_texts or query_ids)
     write_ids(scores, "items.parquet", "item_id", item_ids, item_ids)
     made_from = {"items": corpus.items.fingerprint, "queries": corpus.queries.fingerprint}
     seal(scores, Manifest(kind="scores", config={}, counts={"pairs": matrix.n_observed}, made_from=made_from))

@@ -14,7 +14,7 @@ from axn_ray.core.score_store import load_scores
 from axn_ray.distributed.distill import DistillConfig, distill
 from axn_ray.distributed.embed import EmbedConfig, embed
 from axn_ray.distributed.score import ScoreConfig, score
-from axn_ray.errors import ArtifactError
+from axn_ray.errors import ArtifactError, FitError, InputError
 from tests.distributed.killing import kill_one_worker
 from tests.distributed.students import make_student
 
@@ -97,6 +97,30 @@ def test_a_killed_worker_and_a_new_driver_lose_no_step(world, tmp_path):
     one, two, three = (DualEncoder(str(tmp_path / n), "float32").embed_items(ITEMS) for n in ("unbroken", "broken", "again"))
     np.testing.assert_allclose(two, one, atol=1e-5)
     np.testing.assert_allclose(three, one, atol=1e-5)
+
+
+def test_three_workers_take_the_steps_of_one(world, tmp_path):
+    """With four queries a step one worker has two of them and the others one: each query weighs the same."""
+    at, config = (world / "embeddings", world / "scores"), CONFIG.model_copy(update={"epochs": 2})
+    counts = [
+        distill(config.model_copy(update={"workers": n}), *at, tmp_path / f"{n}", tmp_path / f"storage {n}") for n in (1, 3)
+    ]
+    assert counts[0]["loss"] == pytest.approx(counts[1]["loss"], rel=1e-4)
+    one, three = (DualEncoder(str(tmp_path / n), "float32").embed_items(ITEMS) for n in "13")
+    np.testing.assert_allclose(three, one, atol=1e-4)
+
+
+def test_a_loss_that_diverges_is_one_sentence(world, tmp_path):
+    at, config = (world / "embeddings", world / "scores"), CONFIG.model_copy(update={"learning_rate": 1e30, "workers": 2})
+    with pytest.raises(FitError, match="the loss is nan at step [0-9]+; lower learning_rate"):
+        distill(config, *at, tmp_path / "out", tmp_path / "storage")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_has_a_query_for_each_worker(world, tmp_path):
+    config = CONFIG.model_copy(update={"queries_per_step": 1, "workers": 2})
+    with pytest.raises(InputError, match="a step has 1 queries for 2 workers; lower workers or raise queries_per_step"):
+        distill(config, world / "embeddings", world / "scores", tmp_path / "out", tmp_path / "storage")
 
 
 def test_scores_of_another_corpus_are_refused(world, tmp_path):

@@ -11,9 +11,12 @@ def test_counts_what_is_asked_and_what_is_done_and_writes_nothing(ray_session, t
     assert (before.n_pairs, before.n_done) == (12 * 20, 0)
     assert not (tmp_path / "scores").exists()
     assert len(before.rates) == 2 * 3 and min(before.rates) > 0
-    stage.score(corpus, config.model_copy(update={"active_share": 0.0}), tmp_path / "nearest")
-    done = estimate(corpus, config.model_copy(update={"active_share": 0.0}), tmp_path / "nearest")
+    stage.score(corpus, config, tmp_path / "scores")  # in two passes
+    done = estimate(corpus, config, tmp_path / "scores")
     assert (done.n_done, done.seconds) == (12 * 20, 0)
+    for path in (tmp_path / "scores/shards").glob("part-00000.*"):
+        path.unlink()
+    assert 0 < estimate(corpus, config, tmp_path / "scores").n_done < 12 * 20
 
 
 def test_time_and_cost_follow_from_the_rates():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +8,11 @@ from axn_ray.core.artifact import Manifest, new_artifact
 from axn_ray.core.corpus import Items, Queries
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus, save_embedded_corpus
 from axn_ray.core.evaluation_store import load_evaluation
+from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.score_store import load_scores
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
+from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.score import ScoreConfig, score
 from axn_ray.distributed.truth import calls_per_second, check_split
 from axn_ray.errors import ArtifactError, InputError
@@ -92,13 +95,50 @@ def test_the_splits_are_held_apart(ray_session, folder):
     assert not (folder / "none").exists()
 
 
-def test_a_query_that_the_corpus_lacks_is_named(corpus):
-    with pytest.raises(InputError, match="the exact scores know query 'zz', the corpus does not"):
-        check_split(corpus, ("q2", "zz"), EvaluateConfig())
+def test_only_the_right_split_is_looked_at():
     with pytest.raises(InputError, match="holds 1 train queries"):
-        check_split(corpus, ("q2", "q0"), EvaluateConfig())
-    check_split(corpus, ("q2", "q5"), EvaluateConfig())
-    check_split(corpus, ("q1",), EvaluateConfig(choose=True))
+        check_split(["test", "train"], EvaluateConfig())
+    check_split(["test", "test"], EvaluateConfig())
+    check_split(["dev"], EvaluateConfig(choose=True))
+
+
+def save(corpus, folder):
+    described = {"dual_encoder": corpus.dual_encoder}
+    with new_artifact(folder, Manifest(kind="embeddings", config=described, counts={}, made_from={})) as aside:
+        save_embedded_corpus(aside, corpus)
+    return folder
+
+
+def test_queries_that_the_corpus_lacks_or_has_with_another_text_are_refused(ray_session, folder, corpus, tmp_path):
+    score(corpus, ScoreConfig(cross_encoder=SCORER, split="test", choice="all"), tmp_path / "truth")
+    for ids, texts, message in (
+        (corpus.queries.ids, tuple(f"other {n}" for n in range(12)), "the text of query 'q2' has changed since it was scored"),
+        (tuple(f"x{n}" for n in range(12)), corpus.queries.texts, "the scores hold query 'q2', the embeddings do not"),
+    ):
+        other = save(replace(corpus, queries=Queries(ids, texts)), tmp_path / f"embeddings {ids[0]}")
+        with pytest.raises(ArtifactError, match=message):
+            examine(EvaluateConfig(**PLAN), other, tmp_path / "truth", {}, tmp_path / "out")
+
+
+def test_what_may_not_be_overwritten_is_named_before_anything_is_scored(folder, tmp_path):
+    with pytest.raises(ArtifactError, match="holds a embeddings artifact, not an older evaluation artifact"):
+        examine(EvaluateConfig(**PLAN), folder / "embeddings", None, {}, folder / "embeddings")
+    assert not (folder / "embeddings_truth").exists()
+
+
+def test_a_factorization_over_another_dual_encoder_is_refused_and_of_another_cross_encoder_named(
+    ray_session, folder, corpus, tmp_path, caplog
+):
+    train = ScoreConfig(cross_encoder="python:tests.distributed.scorers:Fast", per_query=20, active_share=0.0)
+    score(corpus, train, tmp_path / "scores")
+    config = FactorizationConfig(views=[], lexical=False, epochs=1)
+    factorize_scores(folder / "embeddings", tmp_path / "scores", config, tmp_path / "bayes")
+    plan = EvaluateConfig(**(PLAN | {"methods": ["axn_bayes"]}))
+    examine(plan, folder / "embeddings", None, {"bayes": tmp_path / "bayes"}, tmp_path / "out")
+    assert "was fitted to the scores of another cross-encoder" in caplog.text
+    other = save(replace(corpus, dual_encoder="taught"), tmp_path / "embeddings")
+    with pytest.raises(ArtifactError, match="was made from other dual_encoder .given. than the given ones .taught."):
+        examine(plan, other, tmp_path / "out_truth", {"bayes": tmp_path / "bayes"}, tmp_path / "out")
 
 
 def test_shards_that_do_not_say_how_long_they_took_give_no_speed(tmp_path):

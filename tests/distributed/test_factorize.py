@@ -12,7 +12,7 @@ from axn_ray.core.lexical import Words
 from axn_ray.core.score_matrix import ScoreMatrix
 from axn_ray.distributed.factorize import factorize_scores
 from axn_ray.distributed.train_factorization import scale_workers
-from axn_ray.errors import FitError
+from axn_ray.errors import ArtifactError, FitError
 from tests.distributed.fit_world import make_world, save_world
 from tests.distributed.killing import kill_one_worker
 
@@ -177,3 +177,12 @@ def test_items_without_a_word_are_fitted_without(ray_session, tmp_path, caplog):
     config = FactorizationConfig(method="bayes", epochs=2, views=[])
     assert factorize_scores(*stored, config, tmp_path / "out").lexical is None
     assert "without shared words in the prior mean: none of the 200 items has a word" in caplog.text
+
+
+def test_scores_of_other_texts_are_refused_and_stay(world, stored, tmp_path):
+    embeddings, _ = save_world(tmp_path, *world, query_texts=[f"another text {n}" for n in range(len(world[2]))])
+    with pytest.raises(ArtifactError, match="the text of query 'q0' has changed since it was scored; score it again"):
+        factorize_scores(embeddings, stored[1], config_of("als"), tmp_path / "out")
+    with pytest.raises(ArtifactError, match="holds a scores artifact, not an older factorization artifact"):
+        factorize_scores(*stored, config_of("als"), stored[1])
+    read_manifest(stored[1], "scores")

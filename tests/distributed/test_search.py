@@ -69,3 +69,17 @@ def test_a_search_that_cannot_be_made_leaves_no_file(axn, folder, tmp_path):
     assert code == 1
     assert "budget=61 exceeds the 60 items in the index" in output
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_in_another_directory_find_what_is_named_from_here(axn, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    index = ["--embeddings", "embeddings", "--factorization", "bayes"]
+    code, output = axn("--queries", "queries.parquet", "--out", tmp_path / "run", *index, "--budget", 12)
+    assert code == 0, output
+
+
+def test_an_id_that_no_run_can_hold_is_refused_before_any_call(axn, folder, tmp_path):
+    pq.write_table(pa.table({"query_id": ["q 1"], "text": ["somebody sang"]}), tmp_path / "queries.parquet")
+    code, output = axn("--queries", tmp_path / "queries.parquet", "--out", tmp_path / "run", *index_of(folder))
+    assert code == 1
+    assert "query id 'q 1' is empty or has a blank, which a TREC run cannot hold; rename it" in " ".join(output.split())
