@@ -4,69 +4,46 @@ Imports neither torch nor Ray. Each request is described once, as a `_Call`; `Ax
 awaits it.
 """
 
+import json
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 import httpx2
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from axn_ray.errors import AxnError
+from axn_ray.errors import InputError
+from axn_ray.http_errors import (
+    DeadlineError,
+    HttpError,
+    InvalidRequestError,
+    NotFoundError,
+    NotReadyError,
+    OverloadedError,
+    ScorerFailedError,
+    UnauthorizedError,
+    UnreachableError,
+    error_of,
+)
 from axn_ray.replies import Ranked, RoundReply, SearchOptions, SearchReply
 
+__all__ = [
+    "AsyncAxnClient",
+    "AxnClient",
+    "DeadlineError",
+    "HttpError",
+    "InvalidRequestError",
+    "NotFoundError",
+    "NotReadyError",
+    "OverloadedError",
+    "ScorerFailedError",
+    "UnauthorizedError",
+    "UnreachableError",
+]
+
 T = TypeVar("T")
-
-
-class HttpError(AxnError):
-    """The server answered with an error, or not at all (`status` 0)."""
-
-    def __init__(self, message: str, status: int, kind: str, request_id: str | None, retry_after_s: float | None) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.request_id, self.retry_after_s = status, kind, request_id, retry_after_s
-
-
-class UnreachableError(HttpError):
-    """No server there, a connection that broke, or no answer in time."""
-
-
-class InvalidRequestError(HttpError):
-    """400, 413, 422: the request asks for nothing, for too much or for what there is not."""
-
-
-class UnauthorizedError(HttpError):
-    """401, 403: no key, or a wrong one."""
-
-
-class NotFoundError(HttpError):
-    """404: no such route, index or model."""
-
-
-class ScorerFailedError(HttpError):
-    """424: the cross-encoder failed."""
-
-
-class OverloadedError(HttpError):
-    """429: too many pairs wait; try again after `retry_after_s`."""
-
-
-class DeadlineError(HttpError):
-    """408, 504: nothing was scored before the deadline."""
-
-
-class NotReadyError(HttpError):
-    """503: index or model is being loaded."""
-
-
-_ERRORS: Mapping[int, type[HttpError]] = {
-    **dict.fromkeys((400, 413, 422), InvalidRequestError),
-    **dict.fromkeys((401, 403), UnauthorizedError),
-    404: NotFoundError,
-    424: ScorerFailedError,
-    429: OverloadedError,
-    **dict.fromkeys((408, 504), DeadlineError),
-    503: NotReadyError,
-}
 
 
 @dataclass(frozen=True)
@@ -75,13 +52,26 @@ class _Call(Generic[T]):
 
     path: str
     read: Callable[[Any], T]
-    body: Mapping[str, Any] | None = None
+    body: bytes | None = None
 
 
-def _search_body(query: str | Sequence[str], options: SearchOptions) -> dict[str, Any]:
-    budget = {new: options[old] for old, new in (("budget", "ce_calls"), ("rounds", "rounds")) if old in options}  # type: ignore[literal-required]
+def _encode(body: Mapping[str, Any]) -> bytes:
+    """JSON in UTF-8.
+
+    Raises:
+        InvalidRequestError: a lone surrogate, a NaN, or no plain value.
+    """
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"the request is no JSON ({error}); send Unicode and finite numbers", 0, "invalid") from error
+
+
+def _search_body(query: str | Sequence[str], options: Mapping[str, Any]) -> bytes:
+    budget = {new: options[old] for old, new in (("budget", "ce_calls"), ("rounds", "rounds")) if old in options}
     rest = {name: value for name, value in options.items() if name not in ("budget", "rounds")}
-    return {"query": query if isinstance(query, str) else list(query), **({"budget": budget} if budget else {}), **rest}
+    asked = query if isinstance(query, str) else list(query)
+    return _encode({"query": asked, **({"budget": budget} if budget else {}), **rest})
 
 
 def _search(query: str, options: SearchOptions) -> _Call[SearchReply]:
@@ -91,7 +81,7 @@ def _search(query: str, options: SearchOptions) -> _Call[SearchReply]:
 def _search_many(queries: Sequence[str], options: SearchOptions) -> _Call[list[SearchReply | HttpError]]:
     def read(reply: Any) -> list[SearchReply | HttpError]:
         return [
-            _error_of(one, one["error"]["code"]) if "error" in one else SearchReply.model_validate(one) for one in reply["data"]
+            error_of(one, one["error"]["code"]) if "error" in one else SearchReply.model_validate(one) for one in reply["data"]
         ]
 
     return _Call("/v1/search", read, _search_body(queries, options))
@@ -99,60 +89,91 @@ def _search_many(queries: Sequence[str], options: SearchOptions) -> _Call[list[S
 
 def _rerank(query: str, documents: Sequence[str]) -> _Call[list[Ranked]]:
     body = {"query": query, "texts": list(documents), "raw_scores": True}
-    return _Call("/rerank", TypeAdapter(list[Ranked]).validate_python, body)
+    return _Call("/rerank", TypeAdapter(list[Ranked]).validate_python, _encode(body))
 
 
-_INFO: _Call[dict[str, Any]] = _Call("/info", dict)
-_READY: _Call[bool] = _Call("/ready", bool)
+def _read_ready(reply: Any) -> bool:
+    if reply["status"] != "ready":
+        raise ValueError("no 503, and not ready")
+    return True
 
 
-def _read_event(event: httpx2.ServerSentEvent) -> RoundReply | SearchReply:
-    body: Any = event.json()
-    if event.event == "error":
-        raise _error_of(body, body["error"]["code"])
-    return RoundReply.model_validate(body) if event.event == "round" else SearchReply.model_validate(body)
+_INFO: _Call[dict[str, Any]] = _Call("/info", TypeAdapter(dict[str, Any]).validate_python)
+_READY: _Call[bool] = _Call("/ready", _read_ready)
 
 
-def _error_of(body: Any, status: int, retry_after: str | None = None) -> HttpError:
-    """The exception for an error's body, whoever wrote it (a proxy may have)."""
-    known = body if isinstance(body, dict) and isinstance(body.get("error"), dict) else {}
-    message = known.get("message") or f"the server answered {status}: {str(body)[:200]}"
-    seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
-    kind = known.get("error", {}).get("type", "http")
-    return _ERRORS.get(status, HttpError)(message, status, kind, known.get("id"), seconds)
+def _no_reply(url: object, error: Exception, status: int = 0) -> HttpError:
+    return HttpError(f"{url} answered what is no reply ({type(error).__name__}); is it an axn-ray server?", status, "reply")
 
 
-def _read(call: _Call[T], response: httpx2.Response) -> T:
-    """The reply that a response holds.
+@contextmanager
+def _reading(response: httpx2.Response) -> Iterator[None]:
+    """What is read here must be a reply; `HttpError` where it is none."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:  # ValueError: no JSON, or pydantic's
+        raise _no_reply(response.url, error, response.status_code) from error
 
-    Raises:
-        HttpError: it holds an error, or what is no reply.
-    """
+
+@contextmanager
+def _speaking_to(url: str) -> Iterator[None]:
+    """What fails between here and the server is an `HttpError`."""
+    try:
+        yield
+    except (httpx2.DecodingError, httpx2.SSEError) as error:
+        raise _no_reply(url, error) from error
+    except httpx2.TransportError as error:
+        told = "" if isinstance(error, httpx2.LocalProtocolError) else str(error)  # it quotes headers, and so the key
+        message = f"{url} cannot be reached ({told or type(error).__name__}); check the address and the server"
+        raise UnreachableError(message, 0, "unreachable") from error
+
+
+def _check_status(response: httpx2.Response) -> None:
+    """Raise the error that a response holds."""
+    if response.is_success:
+        return
     try:
         body = response.json()
     except ValueError:
         body = response.text
-    if not response.is_success:
-        raise _error_of(body, response.status_code, response.headers.get("retry-after"))
-    try:
-        return call.read(body)
-    except (ValidationError, LookupError, TypeError) as error:
-        message = f"{response.url} answered what is no reply to {call.path} ({type(error).__name__}); is it an axn-ray server?"
-        raise HttpError(message, response.status_code, "reply", None, None) from error
+    raise error_of(body, response.status_code, response.headers.get("retry-after"))
 
 
-def _unreachable(url: str, error: httpx2.TransportError) -> UnreachableError:
-    reason = str(error) or type(error).__name__
-    return UnreachableError(f"{url} cannot be reached ({reason}); check the address and the server", 0, "unreachable", None, None)
+def _read(call: _Call[T], response: httpx2.Response) -> T:
+    _check_status(response)
+    with _reading(response):
+        return call.read(response.json())
+
+
+def _read_event(event: httpx2.ServerSentEvent, response: httpx2.Response) -> RoundReply | SearchReply:
+    with _reading(response):
+        body: Any = event.json()
+        if event.event == "error":
+            raise error_of(body, body["error"]["code"])
+        return RoundReply.model_validate(body) if event.event == "round" else SearchReply.model_validate(body)
+
+
+def _check_whole(url: str, last: RoundReply | SearchReply | None) -> None:
+    """Refuse a stream that ended before its reply."""
+    if not isinstance(last, SearchReply):
+        seen = f"after round {last.round} of {last.rounds}" if last else "before its first round"
+        raise UnreachableError(f"{url} cut the stream {seen}; search again", 0, "unreachable")
 
 
 def _settings(url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    key = (api_key or "").strip()  # files end in a newline
+    if not (key.isascii() and key.isprintable()):
+        raise InputError("the API key holds what no header can carry; give it in printable ASCII")
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout}
 
 
 class AxnClient:
-    """A served index at `url`; every method raises `HttpError`s. `timeout` is in seconds."""
+    """A served index at `url`; every method raises `HttpError`s. `timeout` is in seconds.
+
+    Raises:
+        InputError: a key that is not printable ASCII.
+    """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0) -> None:
         self.url = url
@@ -179,16 +200,16 @@ class AxnClient:
 
     def stream(self, query: str, **options: Unpack[SearchOptions]) -> Iterator[RoundReply | SearchReply]:
         """The best ranking so far after every round, then the reply."""
-        body = _search_body(query, options) | {"stream": True}
-        try:
-            with self._http.stream("POST", "/v1/search", json=body) as response:
+        body, last = _search_body(query, {**options, "stream": True}), None
+        with _speaking_to(self.url):
+            with self._http.stream("POST", "/v1/search", content=body) as response:
                 if not response.is_success:
                     response.read()
-                    _read(_INFO, response)
+                _check_status(response)
                 for event in httpx2.EventSource(response, max_event_size=None):
-                    yield _read_event(event)
-        except httpx2.TransportError as error:
-            raise _unreachable(self.url, error) from error
+                    last = _read_event(event, response)
+                    yield last
+        _check_whole(self.url, last)
 
     def rerank(self, query: str, documents: Sequence[str]) -> list[Ranked]:
         """Documents by the CE's logit, best first; one that cannot be scored is left out."""
@@ -203,10 +224,8 @@ class AxnClient:
         return self._send(_READY)
 
     def _send(self, call: _Call[T]) -> T:
-        try:
-            response = self._http.request("GET" if call.body is None else "POST", call.path, json=call.body)
-        except httpx2.TransportError as error:
-            raise _unreachable(self.url, error) from error
+        with _speaking_to(self.url):
+            response = self._http.request("GET" if call.body is None else "POST", call.path, content=call.body)
         return _read(call, response)
 
 
@@ -237,16 +256,16 @@ class AsyncAxnClient:
 
     async def stream(self, query: str, **options: Unpack[SearchOptions]) -> AsyncIterator[RoundReply | SearchReply]:
         """See `AxnClient`."""
-        body = _search_body(query, options) | {"stream": True}
-        try:
-            async with self._http.stream("POST", "/v1/search", json=body) as response:
+        body, last = _search_body(query, {**options, "stream": True}), None
+        with _speaking_to(self.url):
+            async with self._http.stream("POST", "/v1/search", content=body) as response:
                 if not response.is_success:
                     await response.aread()
-                    _read(_INFO, response)
+                _check_status(response)
                 async for event in httpx2.EventSource(response, max_event_size=None):
-                    yield _read_event(event)
-        except httpx2.TransportError as error:
-            raise _unreachable(self.url, error) from error
+                    last = _read_event(event, response)
+                    yield last
+        _check_whole(self.url, last)
 
     async def rerank(self, query: str, documents: Sequence[str]) -> list[Ranked]:
         """See `AxnClient`."""
@@ -261,8 +280,6 @@ class AsyncAxnClient:
         return await self._send(_READY)
 
     async def _send(self, call: _Call[T]) -> T:
-        try:
-            response = await self._http.request("GET" if call.body is None else "POST", call.path, json=call.body)
-        except httpx2.TransportError as error:
-            raise _unreachable(self.url, error) from error
+        with _speaking_to(self.url):
+            response = await self._http.request("GET" if call.body is None else "POST", call.path, content=call.body)
         return _read(call, response)

@@ -7,11 +7,13 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx2
 import pytest
 
 from axn_ray import client as clients
 from axn_ray.client import AsyncAxnClient, AxnClient
 from axn_ray.core.searcher import SearchConfig
+from axn_ray.errors import InputError
 from axn_ray.in_process import AxnSearcher
 from axn_ray.replies import RoundReply, SearchReply
 from tests.serve_app.conftest import KNOWN
@@ -133,20 +135,25 @@ def test_the_apps_errors_are_exceptions(axn, url, query, options, error, message
 
 @pytest.fixture
 def refusing():
-    """A server that answers the status of its `status`, as HTTP.md has it or as a proxy would."""
+    """A server that answers its `status`, `headers` and `body`, as HTTP.md has them or as a proxy would."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
         def do_POST(self):
-            self.rfile.read(int(self.headers["content-length"]))
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.server.authorization = self.headers["authorization"]
             self.send_response(self.server.status)
-            self.send_header("Retry-After", "7")
+            for name, value in self.server.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(self.server.body)
 
+        do_GET = do_POST
+
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.status, server.headers, server.body = 200, {}, b"{}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield server
@@ -168,7 +175,8 @@ def refusing():
 )
 def test_every_status_has_its_exception(refusing, status, error):
     reason = {"message": "why", "type": "kind", "param": None, "code": status}
-    refusing.status, refusing.body = status, json.dumps({"id": "r1", "message": "why", "error": reason}).encode()
+    refusing.status, refusing.headers = status, {"Retry-After": "7"}
+    refusing.body = json.dumps({"id": "r1", "message": "why", "error": reason}).encode()
     with AxnClient(f"http://127.0.0.1:{refusing.server_port}") as opened:
         with pytest.raises(clients.HttpError, match="^why$") as caught:
             opened.search(QUERY)
@@ -182,11 +190,109 @@ def test_every_status_has_its_exception(refusing, status, error):
             list(opened.stream(QUERY))
 
 
-def test_what_is_no_reply_and_no_server_is_said_so(refusing):
-    refusing.status, refusing.body = 200, b'{"results": 3}'
-    with AxnClient(f"http://127.0.0.1:{refusing.server_port}") as opened:
-        with pytest.raises(clients.HttpError, match="is it an axn-ray server"):
-            opened.search(QUERY)
+def refused(server, method, *arguments):
+    """What both clients raise of one request."""
+    url = f"http://127.0.0.1:{server.server_port}"
+
+    async def ask(opened):
+        reply = getattr(opened, method)(*arguments)
+        return [one async for one in reply] if method == "stream" else await reply
+
+    with AxnClient(url) as opened, pytest.raises(clients.HttpError) as caught:
+        reply = getattr(opened, method)(*arguments)
+        list(reply if method == "stream" else [])
+    with pytest.raises(clients.HttpError) as other:
+        awaited(url, ask)
+    assert (type(other.value), str(other.value)) == (type(caught.value), str(caught.value))
+    return caught.value
+
+
+CALLS = [
+    ("info", ()),
+    ("ready", ()),
+    ("search", (QUERY,)),
+    ("search_many", ([QUERY],)),
+    ("rerank", (QUERY, ["run home"])),
+    ("stream", (QUERY,)),
+]
+PAGE = b"<html>sign in</html>"
+GZIP = {"content-encoding": "gzip", "content-type": "text/event-stream"}  # which the page is not
+ROUND = b'event: round\ndata: {"round": 1, "rounds": 2, "ce_calls": 3, "results": []}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "headers", "body"),
+    [
+        *((*call, headers, PAGE) for call in CALLS for headers in ({}, GZIP)),
+        ("info", (), {}, b"[]"),
+        ("ready", (), {}, b'{"status": "starting"}'),
+        ("search", (QUERY,), {}, b'{"results": 3}'),
+        ("search_many", ([QUERY],), {}, b'{"data": [{"error": "x"}]}'),
+    ],
+)
+def test_what_is_no_reply_is_said_so(refusing, method, arguments, headers, body):
+    refusing.headers, refusing.body = headers, body
+    error = refused(refusing, method, *arguments)
+    assert (type(error), error.kind) == (clients.HttpError, "reply")
+    assert "is it an axn-ray server" in str(error)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"event: round\ndata: no JSON\n\n",
+        b'event: round\ndata: {"x": 1}\n\n',
+        b'event: result\ndata: {"x": 1}\n\n',
+        b'event: error\ndata: {"message": "x"}\n\n',
+        b'event: error\ndata: "x"\n\n',
+    ],
+)
+def test_an_event_that_is_no_reply_is_said_so(refusing, event):
+    refusing.headers, refusing.body = {"content-type": "text/event-stream"}, ROUND + event
+    assert refused(refusing, "stream", QUERY).kind == "reply"
+
+
+@pytest.mark.parametrize(
+    ("body", "seen"),
+    [(b"", "before its first round"), (ROUND, "after round 1 of 2"), (ROUND + b"event: res", "after round 1 of 2")],
+)
+def test_a_stream_that_ends_before_its_reply_was_cut(refusing, body, seen):
+    refusing.headers, refusing.body = {"content-type": "text/event-stream"}, body
+    error = refused(refusing, "stream", QUERY)
+    assert isinstance(error, clients.UnreachableError)
+    assert f"cut the stream {seen}" in str(error)
+
+
+def test_what_is_no_json_is_not_sent(refusing):
+    for method in ("search", "stream"):
+        error = refused(refusing, method, "a lone \ud800")
+        assert isinstance(error, clients.InvalidRequestError)
+        assert "surrogates not allowed" in str(error)
+
+
+def test_a_key_is_stripped_and_never_quoted(refusing, monkeypatch):
+    refusing.body = b'{"status": "ready"}'
+    url = f"http://127.0.0.1:{refusing.server_port}"
+    with AxnClient(url, api_key="sk-secret\n") as opened:
+        assert opened.ready()
+    assert refusing.authorization == "Bearer sk-secret"
+    for key in ("sk-s\xe9cret", "sk-\nsecret", "sk-\x00secret"):
+        for kind in (AxnClient, AsyncAxnClient):
+            with pytest.raises(InputError, match="printable ASCII") as caught:
+                kind(url, api_key=key)
+            assert "cret" not in str(caught.value)
+
+    def quote(*_, **__):
+        raise httpx2.LocalProtocolError("Illegal header value b'Bearer sk-secret'")
+
+    with AxnClient(url) as opened:
+        monkeypatch.setattr(opened._http, "request", quote)
+        with pytest.raises(clients.UnreachableError, match="LocalProtocolError") as told:
+            opened.info()
+    assert "secret" not in str(told.value)
+
+
+def test_no_server_is_said_so():
     with AxnClient("http://127.0.0.1:9") as opened:
         with pytest.raises(clients.UnreachableError, match="http://127.0.0.1:9 cannot be reached"):
             opened.search(QUERY)
