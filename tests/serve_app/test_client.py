@@ -13,7 +13,7 @@ import pytest
 from axn_ray import client as clients
 from axn_ray.client import AsyncAxnClient, AxnClient
 from axn_ray.core.searcher import SearchConfig
-from axn_ray.errors import InputError
+from axn_ray.errors import InputError, ModelError
 from axn_ray.in_process import AxnSearcher
 from axn_ray.replies import RoundReply, SearchReply
 from tests.serve_app.conftest import KNOWN
@@ -51,10 +51,14 @@ def test_a_search_is_what_the_wire_says(axn, client):
     assert reply.index_version == wire["index_version"]
 
 
-def test_search_in_one_process_answers_as_the_server_does(axn, index_folder):
+@pytest.fixture(scope="module")
+def here(index_folder):
     config = SearchConfig(cross_encoder=KNOWN, budget=20, rounds=4, top_k=3)
-    here = AxnSearcher(index_folder / "embeddings", index_folder / "bayes", config)
-    for top_k in (None, 7):
+    return AxnSearcher(index_folder / "embeddings", index_folder / "bayes", config)
+
+
+def test_search_in_one_process_answers_as_the_server_does(axn, here):
+    for top_k in (None, 7, 21):
         mine, served = here.search(QUERY, top_k=top_k), axn.search(QUERY, top_k=top_k or 3, budget=20, rounds=4)
         assert [(h.id, h.exact, h.round, h.title, h.text) for h in mine.results] == [
             (h.id, h.exact, h.round, h.title, h.text) for h in served.results
@@ -63,6 +67,25 @@ def test_search_in_one_process_answers_as_the_server_does(axn, index_folder):
         assert mine.usage["ce_calls"] == 20
     documents = ["run home", "a poison item", "walk uphill"]
     assert here.rerank("they run", documents) == axn.rerank("they run", documents)
+
+
+def test_search_in_one_process_refuses_what_the_server_does(axn, here):
+    for top_k in (0, -1):
+        with pytest.raises(InputError, match=f"top_k={top_k}"):
+            here.search(QUERY, top_k=top_k)
+        with pytest.raises(clients.InvalidRequestError, match="top_k"):
+            axn.search(QUERY, top_k=top_k)
+    for query, documents in ((" ", ["run home"]), ("they run", [])):
+        with pytest.raises(InputError) as caught:
+            here.rerank(query, documents)
+        with pytest.raises(clients.InvalidRequestError) as refused:
+            axn.rerank(query, documents)
+        assert str(caught.value) == str(refused.value).replace("texts", "documents")
+    for query, documents in (("they run", ["a poison item", " "]), ("a broken query", ["run home"])):
+        with pytest.raises(ModelError, match="no document could be scored|the model is broken"):
+            here.rerank(query, documents)
+        with pytest.raises(clients.ScorerFailedError):
+            axn.rerank(query, documents)
 
 
 def test_rerank_gives_logits_and_leaves_out_what_cannot_be_scored(axn):
@@ -190,7 +213,7 @@ def test_every_status_has_its_exception(refusing, status, error):
             list(opened.stream(QUERY))
 
 
-def refused(server, method, *arguments):
+def refusal(server, method, *arguments):
     """What both clients raise of one request."""
     url = f"http://127.0.0.1:{server.server_port}"
 
@@ -232,7 +255,7 @@ ROUND = b'event: round\ndata: {"round": 1, "rounds": 2, "ce_calls": 3, "results"
 )
 def test_what_is_no_reply_is_said_so(refusing, method, arguments, headers, body):
     refusing.headers, refusing.body = headers, body
-    error = refused(refusing, method, *arguments)
+    error = refusal(refusing, method, *arguments)
     assert (type(error), error.kind) == (clients.HttpError, "reply")
     assert "is it an axn-ray server" in str(error)
 
@@ -249,7 +272,7 @@ def test_what_is_no_reply_is_said_so(refusing, method, arguments, headers, body)
 )
 def test_an_event_that_is_no_reply_is_said_so(refusing, event):
     refusing.headers, refusing.body = {"content-type": "text/event-stream"}, ROUND + event
-    assert refused(refusing, "stream", QUERY).kind == "reply"
+    assert refusal(refusing, "stream", QUERY).kind == "reply"
 
 
 @pytest.mark.parametrize(
@@ -258,14 +281,14 @@ def test_an_event_that_is_no_reply_is_said_so(refusing, event):
 )
 def test_a_stream_that_ends_before_its_reply_was_cut(refusing, body, seen):
     refusing.headers, refusing.body = {"content-type": "text/event-stream"}, body
-    error = refused(refusing, "stream", QUERY)
+    error = refusal(refusing, "stream", QUERY)
     assert isinstance(error, clients.UnreachableError)
     assert f"cut the stream {seen}" in str(error)
 
 
 def test_what_is_no_json_is_not_sent(refusing):
     for method in ("search", "stream"):
-        error = refused(refusing, method, "a lone \ud800")
+        error = refusal(refusing, method, "a lone \ud800")
         assert isinstance(error, clients.InvalidRequestError)
         assert "surrogates not allowed" in str(error)
 
