@@ -14,10 +14,11 @@ from llama_index.core import QueryBundle
 from llama_index.core.schema import NodeWithScore, TextNode
 from pyterrier_adaptive import GAR
 
-from axn_ray.client import AxnClient
+from axn_ray.client import AxnClient, InvalidRequestError
 from axn_ray.core.adaptive import run_search
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.graph_search import gar, neighbour_graph
+from axn_ray.errors import InputError
 from axn_ray.integrations import haystack, langchain, llama_index, pyterrier
 from tests.serve_app.scorers import known_score
 
@@ -90,11 +91,39 @@ def test_haystack_pipeline_and_what_it_writes_of_itself(url, backend, monkeypatc
         assert [d.score for d in done["ranker"]["documents"]] == pytest.approx(scored[:2])
 
 
+def test_haystack_retriever_filters_and_counts(url, backend):
+    retriever = haystack.AxnRetriever(url, top_k=9, options={**OPTIONS, "filter": {"verb": "sing"}})
+    for filters, verbs in ((None, {"sing"}), ({}, {"sing"}), ({"verb": ["run", "walk"]}, {"run", "walk"})):
+        found = retriever.run(QUERY, filters=filters)["documents"]
+        assert {d.meta["title"] for d in found} == verbs
+        wanted = backend.search(QUERY, top_k=9, **OPTIONS, filter={"verb": sorted(verbs)})
+        assert [d.id for d in found] == [h.id for h in wanted.results]
+    assert len(retriever.run(QUERY, top_k=4)["documents"]) == 4
+    with pytest.raises(InvalidRequestError, match="top_k"):
+        retriever.run(QUERY, top_k=0)
+    comparison = {"field": "meta.verb", "operator": "==", "value": "run"}
+    for theirs in (comparison, {"operator": "AND", "conditions": [comparison]}):
+        with pytest.raises(InputError, match="no operators"):
+            retriever.run(QUERY, filters=theirs)
+
+
+def test_haystack_key_of_a_token_works_and_is_not_written():
+    for kind in (haystack.AxnRetriever, haystack.AxnRanker):
+        component = kind("http://127.0.0.1:9", Secret.from_token("s3cret"))
+        with pytest.raises(ValueError, match="Cannot serialize") as caught:
+            component.to_dict()
+        assert "s3cret" not in str(caught.value)
+
+
 def test_haystack_ranker_alone(url):
     documents = [HaystackDocument(content=text, meta={"n": n}) for n, text in enumerate(TEXTS)]
     ranker = haystack.AxnRanker(url)
     assert [d.meta["n"] for d in ranker.run("they run", documents)["documents"]] == RANKED
     assert ranker.run("they run", [])["documents"] == []
+    assert [d.meta["n"] for d in ranker.run("they run", documents, top_k=1)["documents"]] == RANKED[:1]
+    for top_k in (0, -1):
+        with pytest.raises(InputError, match=f"top_k={top_k}"):
+            ranker.run("they run", documents, top_k=top_k)
 
 
 def test_pyterrier_experiment(backend, expected):
