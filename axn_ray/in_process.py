@@ -37,7 +37,7 @@ class AxnSearcher:
         return SearchReply(
             results=tuple(Hit(id=h.item_id, score=h.score, round=h.round, title=h.title, text=h.text) for h in best),
             usage={"ce_calls": result.n_ce_calls, "cache_hits": result.n_known},
-            degraded=Degraded(rounds_done=int(result.round.max())),
+            degraded=Degraded(scorer_error=result.n_failed > 0, rounds_done=int(result.round.max())),
             index_version=self._searcher.version,
         )
 

@@ -22,7 +22,7 @@ class Hit(_Reply):
 
 
 class Degraded(_Reply):
-    """What kept a search from its end, and how many rounds it had by then."""
+    """What kept a search from its end or its CE from a score, and how many rounds it had by then."""
 
     deadline: bool = False
     scorer_error: bool = False
@@ -30,7 +30,10 @@ class Degraded(_Reply):
 
 
 class SearchReply(_Reply):
-    """The ranking of one query, best first, and what it cost (`usage["ce_calls"]`)."""
+    """The ranking of one query, best first, and what it cost (`usage["ce_calls"]`).
+
+    `failures` names items that the CE was asked for and could not score: `id` and `reason`.
+    """
 
     results: tuple[Hit, ...]
     usage: Mapping[str, int]
@@ -38,6 +41,7 @@ class SearchReply(_Reply):
     index_version: str
     timing_ms: Mapping[str, float] = {}
     trace: tuple[Mapping[str, Any], ...] = ()
+    failures: tuple[Mapping[str, str], ...] = ()
 
 
 class RoundReply(_Reply):

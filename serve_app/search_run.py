@@ -41,6 +41,8 @@ class SearchRun:
         self._outside = np.empty(0, dtype=np.int32)  # items that the filter keeps out
         self._items, self._scores = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
         self._found_in = np.empty(0, dtype=np.int32)
+        self._asked = np.empty(0, dtype=np.int32)  # the scored ones, and those that could not be
+        self._failures: list[dict[str, str]] = []
         self._tokens = self._truncated = self._queued_pairs = 0
         self._seconds = dict.fromkeys(("scoring", "regression", "retrieval"), 0.0)
         self._trace: list[dict[str, Any]] = []
@@ -109,17 +111,20 @@ class SearchRun:
         return self._job.timeout_s - (time.monotonic() - self._started)
 
     async def _score(self, chosen: Int32Array) -> Scored | Refused:
-        """Have a round scored; all of its items count, or none."""
+        """Have a round scored. An item that cannot be spends its call and is named; where none can, the search ends."""
         with span("round", self._job.carrier, round=self.rounds_done + 1, pairs=len(chosen)):
             scored = await self._timed("scoring", self._score_items(chosen, self._left(), self.rounds_done > 0))
         if isinstance(scored, Refused):
             return scored
-        if scored.failures:
-            row, reason = min(scored.failures.items())
-            item = self._index.corpus.items.ids[chosen[row]]
-            return Refused("scorer_failed", f"the cross-encoder cannot score item {item!r} ({reason}); mend or remove the item")
-        self._items, self._scores = np.concatenate([self._items, chosen]), np.concatenate([self._scores, scored.scores])
-        self._found_in = np.concatenate([self._found_in, np.full(len(chosen), self.rounds_done + 1, dtype=np.int32)])
+        ids, good = self._index.corpus.items.ids, ~np.isnan(scored.scores)
+        failures = [{"id": ids[chosen[row]], "reason": reason} for row, reason in sorted(scored.failures.items())]
+        if not good.any():
+            first = f"{failures[0]['id']!r} ({failures[0]['reason']})"
+            return Refused("scorer_failed", f"the cross-encoder cannot score items such as {first}; mend or remove them")
+        self._asked, self._failures = np.concatenate([self._asked, chosen]), self._failures + failures
+        self._items = np.concatenate([self._items, chosen[good]])
+        self._scores = np.concatenate([self._scores, scored.scores[good]])
+        self._found_in = np.concatenate([self._found_in, np.full(good.sum(), self.rounds_done + 1, dtype=np.int32)])
         self._tokens += scored.tokens
         self._truncated += scored.truncated
         self._queued_pairs = scored.queued_pairs
@@ -133,7 +138,7 @@ class SearchRun:
             asked = [{"id": ids[i], "score": float(s)} for i, s in zip(self._items[last], self._scores[last], strict=True)]
             milliseconds = round((time.monotonic() - self._started) * 1000, 1)
             self._trace.append({"round": number, "after_ms": milliseconds, "scored": asked})
-        return {"round": number, "rounds": self._job.rounds, "ce_calls": len(self._items), "results": self._results()}
+        return {"round": number, "rounds": self._job.rounds, "ce_calls": len(self._asked), "results": self._results()}
 
     def _results(self) -> list[dict[str, Any]]:
         """The best `top_k` of what was scored; ties go to the smaller item index."""
@@ -161,17 +166,19 @@ class SearchRun:
         scored_before = [hit["round"] < self.rounds_done for hit in results if hit["exact"]]
         degraded = {
             "deadline": stopped is not None and stopped.kind == "deadline",
-            "scorer_error": stopped is not None and stopped.kind == "scorer_failed",
+            "scorer_error": bool(self._failures) or (stopped is not None and stopped.kind == "scorer_failed"),
             "rounds_done": self.rounds_done,
         }
         body: dict[str, Any] = {
             "results": results,
             "score_type": "logit",
-            "usage": {"ce_calls": len(self._items), "cache_hits": 0, "truncated": self._truncated, "tokens": self._tokens},
+            "usage": {"ce_calls": len(self._asked), "cache_hits": 0, "truncated": self._truncated, "tokens": self._tokens},
             "degraded": degraded,
             "index_version": self._index.version,
             "timing_ms": {name: round(seconds * 1000, 2) for name, seconds in self._seconds.items()},
         }
+        if self._failures:
+            body["failures"] = self._failures
         if job.trace:
             body["trace"] = self._trace
         proxy = sum(scored_before) / len(scored_before) if scored_before and self.rounds_done > 1 else 0.0
@@ -179,10 +186,10 @@ class SearchRun:
 
     async def _approximate(self, nearest: Nearest, n: int) -> list[dict[str, Any]]:
         """The n best items that the CE has not scored, with the scores that are estimated for them."""
-        n = min(n, len(self._index.corpus.items) - len(self._outside) - len(self._items))
+        n = min(n, len(self._index.corpus.items) - len(self._outside) - len(self._asked))
         if not n:
             return []
-        found = await self._ask(nearest(n, self._items))
+        found = await self._ask(nearest(n, self._asked))
         scale: ScoreScale = self._index.factorization.scale
         logits = found.approx_score / scale.beta + scale.alpha
         return [self._describe_item(int(i), float(score), None) for i, score in zip(found.item_index, logits, strict=True)]

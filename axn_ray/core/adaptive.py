@@ -22,26 +22,28 @@ from axn_ray.errors import InputError, ModelError
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Every item that was scored, best first by (score, item index): three arrays (n_ce_calls,), at most the budget.
+    """Every item that was scored, best first by (score, item index): three arrays (n,), at most the budget.
 
     `score` float32 is the raw CE logit, `round` int32 (from 1) the round that chose the item. `n_known` of them were
-    looked up instead of computed; they count as CE calls all the same.
+    looked up instead of computed; they count as CE calls all the same, and so do the `n_failed` items beside them that the
+    CE could not score.
     """
 
     item_index: Int32Array
     score: FloatArray
     round: Int32Array
     n_known: int = 0
+    n_failed: int = 0
 
     @property
     def n_ce_calls(self) -> int:
-        """Pairs scored; no pair is scored twice."""
-        return len(self.item_index)
+        """Pairs asked for; no pair is asked for twice."""
+        return len(self.item_index) + self.n_failed
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A request: the raw CE scores float32 (n,) of the items `item_index` int32 (n,)."""
+    """A request: the raw CE scores float32 (n,) of the items `item_index` int32 (n,), NaN for one that cannot be scored."""
 
     item_index: Int32Array
 
@@ -71,15 +73,16 @@ def search(
 
     Round 1 scores the head of `first_round` (a ranking, best first), or what lies nearest to the estimator's own query
     embedding where that is None; each later round the items not yet scored that `estimator` ranks highest. `rounds=1` with
-    a ranking is retrieve-and-rerank and needs no estimator. Exactly `budget` items are scored, none twice; with a `stop`,
-    which is looked at before each round but the first, perhaps fewer.
+    a ranking is retrieve-and-rerank and needs no estimator. Exactly `budget` items are asked for, none twice; with a `stop`,
+    which is looked at before each round but the first, perhaps fewer. An item that cannot be scored spends its call, teaches
+    nothing and is not in the result.
 
     Raises:
         InputError: here, before the first round: budget or rounds out of range, no estimator for a second round, nothing
             to start from, a first round that is too short, names an item twice or one that does not exist, a stop whose
             estimator has no variance or whose k exceeds the budget; while it runs: an answer of another size than asked
             for, or with items that were scored before.
-        ModelError: while it runs: a score received is NaN or infinite, or the estimator gives NaN.
+        ModelError: while it runs: a score received is infinite, no item of a round could be scored, or the estimator gives NaN.
     """
     check_budget(n_items, budget, rounds)
     if rounds > 1 and estimator is None:
@@ -105,24 +108,31 @@ def _run_estimator(
         if first_round is not None and not scored.shares:
             chosen = first_round[:share]
         else:
-            n = share if stop is None else min(max(share, HEAD), n_items - len(scored.item_index))
+            n = share if stop is None else min(max(share, HEAD), n_items - len(scored.asked))
             offset = estimator.offset if isinstance(estimator, Ridge) else None
-            head = scored.read_retrieved((yield Retrieve(_embedding(estimator), n, scored.item_index, offset)), n)
+            head = scored.read_retrieved((yield Retrieve(_embedding(estimator), n, scored.asked, offset)), n)
             if stop is not None and isinstance(estimator, Ridge) and stop.is_reached(estimator, scored.score, *head):
                 break
             chosen = head.item_index[:share]
         scores = scored.add(chosen, (yield Score(chosen)))
         if estimator is not None and len(scored.shares) < len(shares):
-            estimator.observe(chosen, scores)
+            good = ~np.isnan(scores)
+            estimator.observe(chosen[good], scores[good])
     return scored.result()
 
 
 def run_rounds(choose: Choose, n_items: int, budget: int) -> Search:
-    """Let `choose` name unscored items, at least one and no more than remain, until exactly `budget` are scored."""
+    """Let `choose` name unscored items, at least one and no more than remain, until exactly `budget` are scored.
+
+    Raises:
+        ModelError: while it runs: a score received is NaN or infinite.
+    """
     scored = _Scored(n_items)
     while len(scored.item_index) < budget:
-        chosen = choose(scored.item_index, scored.score, scored.is_scored).astype(np.int32)
-        scored.add(chosen, (yield Score(chosen)))
+        chosen = choose(scored.item_index, scored.score, scored.is_asked).astype(np.int32)
+        scores = scored.add(chosen, (yield Score(chosen)))
+        if (bad := np.flatnonzero(np.isnan(scores))).size:
+            raise _no_number(chosen[bad[0]], scores[bad[0]])
     return scored.result()
 
 
@@ -150,11 +160,12 @@ def run_search(
 
 
 class _Scored:
-    """What one search has scored so far, in the order asked; checks every answer at the door."""
+    """What one search has `asked` for, and what of it was scored, in that order; checks every answer at the door."""
 
     def __init__(self, n_items: int) -> None:
+        self.asked = np.empty(0, dtype=np.int32)
         self.item_index, self.score = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
-        self.is_scored = np.zeros(n_items, dtype=np.bool_)
+        self.is_asked = np.zeros(n_items, dtype=np.bool_)
         self.shares: list[int] = []
 
     def read_retrieved(self, answer: FloatArray | Retrieved, n: int) -> Retrieved:
@@ -162,23 +173,26 @@ class _Scored:
         if not isinstance(answer, Retrieved) or len(answer.item_index) != n:
             raise InputError(f"a search asked for {n} items and got {answer!r:.80}; send a Retrieved with exactly as many")
         items = answer.item_index.astype(np.int32, copy=False)
-        if self.is_scored[items].any() or len(np.unique(items)) < n:
+        if self.is_asked[items].any() or len(np.unique(items)) < n:
             raise InputError(f"items retrieved ({items[:5]}...) were scored before or come twice; leave the excluded out")
         return answer._replace(item_index=items)
 
     def add(self, chosen: Int32Array, answer: FloatArray | Retrieved) -> FloatArray:
         """Take in an answer to `Score`: the scores (n,) of the chosen items (n,), returned as float32."""
         scores = _check_scores(answer, chosen)
-        self.item_index, self.score = np.concatenate([self.item_index, chosen]), np.concatenate([self.score, scores])
-        self.is_scored[chosen] = True
-        self.shares.append(len(chosen))
+        good = ~np.isnan(scores)
+        self.asked, self.is_asked[chosen] = np.concatenate([self.asked, chosen]), True
+        self.item_index = np.concatenate([self.item_index, chosen[good]])
+        self.score = np.concatenate([self.score, scores[good]])
+        self.shares.append(int(good.sum()))
         return scores
 
     def result(self) -> SearchResult:
         """All of it, best first."""
         order = order_by_score(self.item_index, self.score)
         found_in = np.repeat(np.arange(1, len(self.shares) + 1, dtype=np.int32), self.shares)
-        return SearchResult(self.item_index[order], self.score[order], found_in[order])
+        n_failed = len(self.asked) - len(order)
+        return SearchResult(self.item_index[order], self.score[order], found_in[order], n_failed=n_failed)
 
 
 def _embedding(estimator: Estimator | None) -> FloatArray:
@@ -224,8 +238,11 @@ def _check_scores(received: FloatArray | Retrieved, chosen: Int32Array) -> Float
     scores = np.asarray(received, dtype=np.float32)
     if scores.shape != chosen.shape:
         raise InputError(f"scores of shape {scores.shape} received for {len(chosen)} items; send one score per item")
-    bad = np.flatnonzero(~np.isfinite(scores))
+    bad = np.flatnonzero(np.isinf(scores) | np.isnan(scores).all())
     if len(bad):
-        where = f"item {chosen[bad[0]]} the score {scores[bad[0]]}"
-        raise ModelError(f"the cross-encoder gave {where}; check the item's text and the model's dtype")
+        raise _no_number(chosen[bad[0]], scores[bad[0]])
     return scores
+
+
+def _no_number(item: int, score: float) -> ModelError:
+    return ModelError(f"the cross-encoder gave item {item} the score {score}; check the item's text and the model's dtype")

@@ -99,7 +99,7 @@ class Searcher:
         scorer = KnownFirst(self._cross_encoder, self._known.of_query(query))
 
         def score(chosen: Int32Array) -> FloatArray:
-            return scorer.score(tokens, self._item_tokens, np.zeros_like(chosen), chosen)
+            return scorer.score_pairs(tokens, self._item_tokens, np.zeros_like(chosen), chosen).scores
 
         def retrieve(request: Retrieve) -> Retrieved:
             return self._index.retrieve([request])[0]
@@ -147,8 +147,9 @@ class _KnownQueries:
 
 def hits_table(query: str, result: SearchResult, searcher: Searcher) -> Table:
     """The hits for a terminal: score, the round that found each, id and text; the CE calls spent in the title."""
-    known = f", {result.n_known} of them known" if result.n_known else ""
-    title = Text(f"{query}   ({result.n_ce_calls} CE calls{known})", style="bold")  # not markup: queries hold brackets
+    counts = (("known", result.n_known), ("failed", result.n_failed))
+    described = "".join(f", {n} of them {what}" for what, n in counts if n)
+    title = Text(f"{query}   ({result.n_ce_calls} CE calls{described})", style="bold")  # not markup: queries hold brackets
     table = Table(title=title, title_justify="left")
     for column in ("score", "round", "item", "text"):
         table.add_column(column, justify="right" if column in ("score", "round") else "left")

@@ -218,12 +218,34 @@ def test_several_rounds_need_an_estimator():
         search(None, np.arange(5, dtype=np.int32), n_items=5, budget=4, rounds=2)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_score_that_is_no_number_names_the_item(bad):
-    running = search(None, np.array([7, 3], np.int32), n_items=9, budget=2, rounds=1)
+@pytest.mark.parametrize("scores", [[np.inf, 0.0], [-np.inf, 0.0], [np.nan, np.nan]])
+def test_a_score_that_is_no_number_names_the_item(scores):
+    running = search(None, np.array([3, 7], np.int32), n_items=9, budget=2, rounds=1)
     next(running)
     with pytest.raises(ModelError, match="gave item 3 the score"):
-        running.send(np.array([0.0, bad], np.float32))
+        running.send(np.array(scores, np.float32))
+
+
+def test_an_item_that_cannot_be_scored_spends_its_call_teaches_nothing_and_is_not_asked_again():
+    world = World(200, 3)
+    bad = set(range(0, 200, 5))
+    asked, observed = [], []
+
+    class Watched(Pinv):
+        def observe(self, items, scores):
+            observed.extend(items.tolist())
+            super().observe(items, scores)
+
+    def score(items):
+        asked.extend(items.tolist())
+        return np.where(np.isin(items, list(bad)), np.nan, world.score(items)).astype(np.float32)
+
+    running = search(Watched(world.items, ScoreScale()), np.arange(10, dtype=np.int32), n_items=200, budget=60, rounds=6)
+    result = run_search(running, score, world.retrieve)
+    assert len(asked) == len(set(asked)) == result.n_ce_calls == 60
+    assert set(result.item_index.tolist()) == set(asked) - bad
+    assert result.n_failed == len(set(asked) & bad) >= 2
+    assert set(observed) == set(asked[:50]) - bad
 
 
 @pytest.mark.parametrize("received", [np.zeros(3, np.float32), np.zeros((2, 1), np.float32), None, Retrieved(None, None)])
