@@ -8,7 +8,7 @@ runs over queries alone, so the `e_step`s of disjoint queries can be added. Know
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,12 @@ MIN_GAIN = 1e-3  # of log evidence per score, for another iteration
 
 @dataclass(frozen=True)
 class BayesModel:
-    """Parameters: `weights` W (dim, n_features), `covariance` Sigma (dim, dim), `noise_variance` sigma²."""
+    """After `iterations` of EM: `weights` W (dim, n_features), `covariance` Sigma (dim, dim), `noise_variance` sigma²."""
 
     weights: Float64Array
     covariance: Float64Array
     noise_variance: float
+    iterations: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def fit_bayes(
         evidence.append(total.log_evidence / total.n_observed)
         if not np.isfinite(evidence[-1]):
             raise FitError(f"the log evidence is {evidence[-1]} in iteration {iteration}; {CURE}")
-        model = m_step(total, prior_weights, weight_penalty)
+        model = replace(m_step(total, prior_weights, weight_penalty), iterations=model.iterations + 1)
         said = iteration, total.n_queries, evidence[-1], model.noise_variance
         logger.info("iteration %d over %d queries: log evidence %.4f per score, noise variance %.6f", *said)
         if iteration > 1 and evidence[-1] - evidence[-2] < MIN_GAIN:

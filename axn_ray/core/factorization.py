@@ -169,7 +169,7 @@ def fit_closed_form(
     offset = None if words is None or lexical is None else lambda query: lexical.of_query(words.query_texts[query])
     hidden = inputs.score_matrix.keep(held_out)
     rmse = held_out_rmse(embedded, inputs.query_embeddings, scale, observed, hidden, offset)
-    record = FitRecord(config.epochs, config.epochs, rmse, inputs.start_rmse(config, scale))
+    record = FitRecord(model.iterations, model.iterations, rmse, inputs.start_rmse(config, scale))
     _judge(record, cure="score more pairs")
     n_observed = inputs.score_matrix.n_observed
     return Factorization(

@@ -37,9 +37,7 @@ def check_workers(queries_per_step: int, n_queries: int, workers: int) -> None:
     """
     least = min(queries_per_step, n_queries)
     if least < workers:
-        raise InputError(
-            f"a step has {least} queries for {workers} workers; lower workers, or raise queries_per_step or the queries"
-        )
+        raise InputError(f"a step has {least} queries for {workers} workers; lower workers or raise queries_per_step")
 
 
 def check_loss(loss: float, step: int) -> None:

@@ -65,6 +65,11 @@ def test_e_step_equals_plain_inverses(world):
     assert (total.n_queries, total.n_observed) == (20, 240)
 
 
+def test_em_says_how_many_iterations_it_took(world):
+    assert fit(*world[:3], iterations=2).iterations == 2
+    assert 2 < fit(*world[:3], iterations=200).iterations < 200
+
+
 def test_log_evidence_is_the_density_of_the_scores(world):
     items, queries, matrix, truth = world
     expected = 0.0

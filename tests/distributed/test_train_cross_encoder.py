@@ -33,11 +33,9 @@ def test_it_ships_a_cross_encoder_and_other_labels_are_another_training(ray_sess
     counts = train_cross_encoder(config, tmp_path / "one", tmp_path / "storage")
     assert (counts["queries"], counts["step"]) == (8, 4)
     check_files(tmp_path / "one", read_manifest(tmp_path / "one", "cross_encoder"))
-    assert train_cross_encoder(config, tmp_path / "again", tmp_path / "storage") == counts  # nothing is left to do
     write_queries(tmp_path / "queries.parquet", [*WORDS[1:], WORDS[0]])
     train_cross_encoder(config, tmp_path / "relabelled", tmp_path / "storage")
-    configs = [CrossEncoderConfig(cross_encoder=str(tmp_path / name), dtype="float32") for name in ("one", "again", "relabelled")]
-    one, again, relabelled = (CrossEncoder(config).score_texts(["a tree"], ["the tree"]) for config in configs)
+    configs = [CrossEncoderConfig(cross_encoder=str(tmp_path / name), dtype="float32") for name in ("one", "relabelled")]
+    one, relabelled = (CrossEncoder(config).score_texts(["a tree"], ["the tree"]) for config in configs)
     assert np.isfinite(one).all()
-    np.testing.assert_array_equal(one, again)
     assert (one != relabelled).all()
