@@ -5,12 +5,14 @@ Items are named by their index: their token ids stand in this node's memory alre
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from ray.util.metrics import Gauge
 
+from axn_ray.core.factorization import warn_of_other_scorer
 from axn_ray.core.pairs import PairScores, count_tokens
 from axn_ray.core.threaded import ThreadedScorer
 from axn_ray.core.tokens import Int32Array, TokenTable
@@ -36,6 +38,7 @@ class CrossEncoderDeployment:
         self._args = args
         self._scorer = ThreadedScorer(args, args.threads or max(1, int(cpus)))
         index = open_index(args)
+        warn_of_other_scorer(Path(args.index), index.made_from, self._scorer.fingerprint)
         self._version = index.version
         self._items = prepare_items(index.corpus.items, self._scorer, args.cache)
         self._item_tokens = count_tokens(self._items)

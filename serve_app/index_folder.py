@@ -4,6 +4,7 @@ Knows no Ray and no HTTP.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from axn_ray.core.artifact import Manifest, check_same_inputs, hash_file, hash_j
 from axn_ray.core.corpus import Items, read_items, read_queries
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus, save_embedded_corpus
-from axn_ray.core.factorization import Factorization, describe_factorization, fit, load_factorization, save_factorization
+from axn_ray.core.factorization import (
+    Factorization,
+    describe_factorization,
+    fit,
+    load_factorization,
+    name_scorer,
+    save_factorization,
+)
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.lexical import Words
@@ -40,10 +48,11 @@ BEST, OTHERS = 100, 50  # of each sample query's exact scores: what the sample i
 
 @dataclass(frozen=True)
 class Index:
-    """A corpus, its factorization, and a version that changes with either."""
+    """A corpus, its factorization and what that was made from, and a version that changes with either."""
 
     corpus: EmbeddedCorpus
     factorization: Factorization
+    made_from: Mapping[str, str]
     version: str
 
 
@@ -51,14 +60,14 @@ def open_index(args: AppArgs) -> Index:
     """Open the index that the arguments name; the sample's is made first where it is not there yet.
 
     Raises:
-        ArtifactError: no such folder, or parts that were made from different items.
+        ArtifactError: no such folder, or parts that were made from different items or over different dual-encoders.
     """
     embeddings, factorization = locate_index(args)
     corpus = load_embedded_corpus(embeddings)
     manifest = read_manifest(factorization, "factorization")
-    check_same_inputs(factorization, manifest, {"items": corpus.items.fingerprint})
+    check_same_inputs(factorization, manifest, {"items": corpus.items.fingerprint, "dual_encoder": corpus.dual_encoder})
     version = hash_json([hash_file(folder / "manifest.json") for folder in (embeddings, factorization)])[:12]
-    return Index(corpus, load_factorization(factorization), version)
+    return Index(corpus, load_factorization(factorization), manifest.made_from, version)
 
 
 def locate_index(args: AppArgs) -> tuple[Path, Path]:
@@ -109,6 +118,7 @@ def make_sample_index(folder: Path) -> None:
     train_embeddings = corpus.query_embeddings[: len(fitted_to)]
     words = Words(Bm25Index(items.full_texts), queries.texts[: len(fitted_to)])
     fitted = fit(_choose_scores(scores.matrix), corpus.item_embeddings, train_embeddings, config, words)
+    made_from |= {"dual_encoder": MINILM, "scorer": str(name_scorer(scores.config["fingerprint"]))}
     with new_artifact(folder / FACTORIZATIONS[0], describe_factorization(fitted, config, made_from)) as aside:
         save_factorization(aside, fitted)
 

@@ -208,9 +208,9 @@ def name_scorer(fingerprint: Any) -> str | None:
     return hash_json({name: value for name, value in fingerprint.items() if name not in ("dtype", "engine")})
 
 
-def warn_of_other_scorer(folder: Path, manifest: Manifest, fingerprint: Any) -> None:
+def warn_of_other_scorer(folder: Path, made_from: Mapping[str, str], fingerprint: Any) -> None:
     """Say so where a factorization approximates the scores of another cross-encoder than the one with this fingerprint."""
-    known = manifest.made_from.get("scorer")
+    known = made_from.get("scorer")
     if known is not None and known != name_scorer(fingerprint):
         logger.warning(
             "%s was fitted to the scores of another cross-encoder, or of other settings of it, and will find less with this one; "

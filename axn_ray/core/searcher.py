@@ -69,7 +69,7 @@ class Searcher:
         self._factorization = load_factorization(factorization)
         self._index = ItemIndex(self._factorization.item_embeddings)
         self._cross_encoder = open_cross_encoder(config)
-        warn_of_other_scorer(factorization, manifest, self._cross_encoder.fingerprint)
+        warn_of_other_scorer(factorization, manifest.made_from, self._cross_encoder.fingerprint)
         self._dual_encoder = open_dual_encoder(corpus)
         self._item_tokens = self._cross_encoder.tokenize(corpus.items.full_texts)
         self._known = _KnownQueries(config.known_scores, self._cross_encoder, corpus.items.full_texts)

@@ -55,7 +55,7 @@ def examine(
         if manifest.made_from.get("items") != corpus.items.fingerprint:
             raise ArtifactError(f"{folder} was made from other items than {embeddings}; make both from one corpus")
         check_same_inputs(folder, manifest, {"dual_encoder": corpus.dual_encoder})
-        warn_of_other_scorer(folder, manifest, exact.config.get("fingerprint"))
+        warn_of_other_scorer(folder, manifest.made_from, exact.config.get("fingerprint"))
     chosen = None if choice is None else read_settings(choice, config, exact)
     fitted = {name: load_factorization(path) for name, path in factorizations.items()}
     rows = None if dense_rows is None else read_dense_rows(dense_rows, exact)
