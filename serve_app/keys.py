@@ -20,7 +20,7 @@ class ApiKeys:
     """The keys that open the app; without any, it is open.
 
     Raises:
-        InputError: a file that is missing or holds no key.
+        InputError: a file that is missing, is not UTF-8 or holds no key.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -54,9 +54,11 @@ class ApiKeys:
 
     def _reload(self, file: Path) -> None:
         try:
-            read_at, text = file.stat().st_mtime, file.read_text()
+            read_at, text = file.stat().st_mtime, file.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise InputError(f"API keys file {file} cannot be read ({error.strerror}); check the path") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"API keys file {file} is not UTF-8 ({error.reason}); save it as UTF-8") from error
         digests = _digest_keys(text)
         if not digests:
             raise InputError(f"API keys file {file} holds no key; write one a line")

@@ -51,8 +51,18 @@ def test_a_changed_file_revokes_and_a_bad_one_changes_nothing(key_file, monkeypa
     key_file.write_text("\n")
     os.utime(key_file, (2, 2))
     assert keys.is_valid("Bearer third-key", None)
+    key_file.write_bytes("# schl\u00fcssel\nfourth-key\n".encode("latin-1"))
+    os.utime(key_file, (3, 3))
+    assert keys.is_valid("Bearer third-key", None)
+    assert not keys.is_valid("Bearer fourth-key", None)
     key_file.unlink()
     assert keys.is_valid("Bearer third-key", None)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(key_file):
+    key_file.write_bytes("first-key\nsecond-key\n".encode("utf-8-sig"))
+    for key in ("first-key", "second-key"):
+        assert ApiKeys(key_file).is_valid(f"Bearer {key}", None)
 
 
 def test_keys_of_the_environment(monkeypatch):
@@ -75,6 +85,9 @@ def test_no_open_door_without_a_key(key_file, tmp_path, monkeypatch):
             check_bind(host, ApiKeys(None))
     with pytest.raises(InputError, match="cannot be read"):
         ApiKeys(tmp_path / "missing")
+    (tmp_path / "latin").write_bytes(b"\xfc\n")
+    with pytest.raises(InputError, match="is not UTF-8 .*; save it as UTF-8"):
+        ApiKeys(tmp_path / "latin")
     (tmp_path / "empty").write_text("# nothing\n")
     with pytest.raises(InputError, match="holds no key"):
         ApiKeys(tmp_path / "empty")
