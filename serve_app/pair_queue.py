@@ -215,6 +215,7 @@ class PairQueue:
             return
         if isinstance(result, Exception):
             job.answer.set_exception(result)
+            self._forget(job)  # now: the next batch is taken before its caller hears of it
             return
         job.scores[rows] = result.scores
         job.failures |= {int(rows[place]): why for place, why in result.failures.items()}

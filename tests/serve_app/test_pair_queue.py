@@ -176,6 +176,19 @@ def test_one_bad_pair_fails_alone_and_a_broken_request_fails_alone():
     np.testing.assert_array_equal(good.scores, expected("r", ["c", "d"]))
 
 
+def test_a_request_that_failed_sends_no_more_batches():
+    async def serve():
+        scorer = watched()
+        queue = PairQueue(scorer, batch_tokens=40, max_pairs=1000)
+        with pytest.raises(ModelError):
+            await queue.score(pairs(scorer, "broken", items_of("a", 50)), timeout_s=10)
+        assert queue.n_queued == 0
+        await queue.score(pairs(scorer, "q", items_of("b", 3)), timeout_s=10)
+        return scorer.calls
+
+    assert asyncio.run(serve()) == [10, 3]
+
+
 def test_an_overlong_item_that_the_policy_refuses_fails_alone(tiny_cross_encoder):
     model = CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", overlong="error"))
 
