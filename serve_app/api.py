@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,17 @@ import axn_ray
 from serve_app import compat
 from serve_app.guard import Guard
 from serve_app.messages import Refused, Round, SearchJob, SearchReply
-from serve_app.problems import HttpProblem, describe_invalid, json_response, to_json
-from serve_app.schemas import Problem, RerankRequest, ScoreRequest, SearchAnswer, SearchAnswers, SearchRequest, TeiRequest
+from serve_app.problems import HttpProblem, check_query, describe_invalid, internal, json_response, to_json
+from serve_app.schemas import (
+    EitherRerank,
+    Problem,
+    RerankRequest,
+    ScoreRequest,
+    SearchAnswer,
+    SearchAnswers,
+    SearchRequest,
+    TeiRequest,
+)
 
 if TYPE_CHECKING:
     from serve_app.ingress import IngressDeployment
@@ -67,7 +77,7 @@ def _add_problems(api: FastAPI) -> None:
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return describe_invalid(error.errors()).response(request_id(request))
+        return describe_invalid(error.errors(), error.body).response(request_id(request))
 
     @api.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
@@ -76,11 +86,6 @@ def _add_problems(api: FastAPI) -> None:
         response = problem.response(request_id(request))
         response.headers.update(error.headers or {})
         return response
-
-    @api.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        logger.exception("request %s failed", request_id(request))
-        return HttpProblem(500, "internal", "an error of ours; the log has it under this id").response(request_id(request))
 
 
 def _add_search(api: FastAPI, ingress: "IngressDeployment") -> None:
@@ -111,15 +116,36 @@ async def _search_all(
         limit = ingress.args.max_queries
         raise HttpProblem(422, "invalid", f"{len(queries)} queries exceed the limit of {limit}; send fewer", "query")
 
-    async def one(number: int, query: str) -> dict[str, Any]:
-        name = f"{request_id(request)}-{number}"
+    names = [f"{request_id(request)}-{number}" for number in range(len(queries))]
+    answers: dict[str, dict[str, Any]] = {}
+    jobs: dict[str, SearchJob] = {}
+    for name, query in zip(names, queries, strict=True):
         try:
-            return {"id": name, **await ingress.search(ingress.job_of(asked, query, request.headers))}
+            jobs[name] = ingress.job_of(asked, query, request.headers)
+        except HttpProblem as problem:
+            answers[name] = problem.body(name)
+    if jobs:
+        answers |= await _search_side_by_side(ingress, jobs, asked.budget.ce_calls)
+    return [answers[name] for name in names]
+
+
+async def _search_side_by_side(ingress: "IngressDeployment", jobs: dict[str, SearchJob], ce_calls: int) -> dict[str, Any]:
+    """The answers by name: as many searches at a time as there is room for; those that wait have the less time left."""
+    n_at_once = max(1, min(len(jobs), ingress.room(ce_calls)))
+    started, turn = time.monotonic(), asyncio.Semaphore(n_at_once)
+
+    async def one(name: str, job: SearchJob) -> dict[str, Any]:
+        try:
+            async with turn:
+                waited = time.monotonic() - started
+                return {"id": name, **await ingress.search(replace(job, timeout_s=job.timeout_s - waited))}
         except HttpProblem as problem:
             return problem.body(name)
+        except Exception:
+            return internal(name).body(name)
 
-    with ingress.admit(asked.budget.ce_calls * len(queries)):
-        return list(await asyncio.gather(*(one(number, query) for number, query in enumerate(queries))))
+    with ingress.admit(n_at_once * ce_calls):
+        return dict(zip(jobs, await asyncio.gather(*(one(*item) for item in jobs.items())), strict=True))
 
 
 async def _stream(ingress: "IngressDeployment", job: SearchJob, name: str) -> Response:
@@ -142,6 +168,8 @@ async def _stream(ingress: "IngressDeployment", job: SearchJob, name: str) -> Re
             yield _event("result", {"id": name, **ingress.finish(job, message, started)})
         except HttpProblem as problem:
             yield _event("error", problem.body(name))
+        except Exception:
+            yield _event("error", internal(name).body(name))
 
     return _EventStream(events(), place)
 
@@ -163,7 +191,7 @@ def _event(kind: str, body: Any) -> bytes:
 
 
 def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
-    limit, model = ingress.args.max_documents, ingress.args.cross_encoder
+    limit, max_chars, model = ingress.args.max_documents, ingress.args.max_query_chars, ingress.args.cross_encoder
 
     def note(asked: RerankRequest | TeiRequest | ScoreRequest, request: Request) -> None:
         if asked.ignored:
@@ -172,7 +200,8 @@ def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
     async def rerank(asked: RerankRequest, request: Request, route: str) -> tuple[list[str], Any]:
         note(asked, request)
         documents = compat.documents_of(asked)
-        compat.check_query(asked.query, documents, limit)
+        check_query(asked.query, max_chars)
+        compat.check_documents(documents, limit)
         return documents, await ingress.score(route, [asked.query], documents, asked.max_tokens_per_doc)
 
     @api.post("/v1/rerank", responses=PROBLEMS)
@@ -188,12 +217,13 @@ def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
         return json_response(compat.rerank_v2(request_id(request), asked, documents, scored))
 
     @api.post("/rerank", responses=PROBLEMS)
-    async def rerank_either(asked: TeiRequest | RerankRequest, request: Request) -> Response:
+    async def rerank_either(asked: EitherRerank, request: Request) -> Response:
         """Rerank texts as Text Embeddings Inference does; with `documents` in place of `texts`, as Jina does."""
         if isinstance(asked, RerankRequest):
             return await rerank_v1(asked, request)
         note(asked, request)
-        compat.check_query(asked.query, asked.texts, limit, "texts")
+        check_query(asked.query, max_chars)
+        compat.check_documents(asked.texts, limit, "texts")
         scored = await ingress.score("/rerank", [asked.query], asked.texts)
         return json_response(compat.rerank_tei(asked, scored))
 
@@ -202,7 +232,8 @@ def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
         """Score pairs of texts, as vLLM does."""
         note(asked, request)
         queries, documents = compat.pairs_of(asked)
-        compat.check_query(queries[0] if len(queries) == 1 else "-", documents, limit)
+        check_query(max(queries, key=len), max_chars)
+        compat.check_documents(documents, limit)
         scored = await ingress.score("/v1/score", queries, documents)
         return json_response(compat.score_vllm(request_id(request), model, int(time.time()), scored))
 
@@ -230,7 +261,8 @@ def _add_state(api: FastAPI, ingress: "IngressDeployment") -> None:
     async def info() -> dict[str, Any]:
         """The model, the index and the limits."""
         args = ingress.args
-        limits = {name: getattr(args, name) for name in ("max_budget", "max_documents", "max_queries", "deadline_ms")}
+        names = ("max_budget", "max_documents", "max_queries", "max_query_chars", "deadline_ms")
+        limits = {name: getattr(args, name) for name in names}
         return {"version": axn_ray.__version__, **await ingress.describe(), "limits": limits}
 
     @api.get("/v1/models")

@@ -16,14 +16,12 @@ from serve_app.problems import HttpProblem
 from serve_app.schemas import RerankRequest, ScoreRequest, TeiRequest
 
 
-def check_query(query: str, documents: Sequence[str], max_documents: int, name: str = "documents") -> None:
+def check_documents(documents: Sequence[str], max_documents: int, name: str = "documents") -> None:
     """Refuse a request that asks for nothing or for too much.
 
     Raises:
-        HttpProblem: an empty query, no documents, or more than the limit.
+        HttpProblem: no documents, or more than the limit.
     """
-    if not query.strip():
-        raise HttpProblem(400, "empty", "the query is empty; give some text", "query")
     if not documents:
         raise HttpProblem(400, "empty", f"there are no {name}; give at least one", name)
     if len(documents) > max_documents:

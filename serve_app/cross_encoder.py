@@ -52,7 +52,7 @@ class CrossEncoderDeployment:
         """Score one query with n items of the index: (n,) -> (n,)."""
         if version != self._version:
             return Refused("not_ready", f"the index is being replaced ({version} by {self._version}); try again", 1.0)
-        queries = self._scorer.tokenize_queries([query])
+        queries = await asyncio.to_thread(self._scorer.tokenize_queries, [query])
         rows = np.zeros(len(item_index), dtype=np.int32)
         tokens = count_tokens(queries)[rows] + self._item_tokens[item_index]
         return await self._score(Pairs(queries, self._items, rows, item_index, tokens), timeout_s, is_admitted)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.keys import ApiKeys
-from serve_app.problems import HttpProblem
+from serve_app.problems import HttpProblem, internal
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,7 +40,8 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        started, status = time.monotonic(), 499  # unless an answer starts
+        started = time.monotonic()
+        status: int | None = None  # until an answer starts
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -54,7 +55,12 @@ class Guard:
             await self._app(scope, _replay(body, receive), watch)
         except HttpProblem as problem:
             await problem.response(request_id)(scope, receive, watch)
+        except Exception:
+            if status is not None:  # an answer that has begun can only break off
+                raise
+            await internal(request_id).response(request_id)(scope, receive, watch)
         finally:
+            status = status or 499
             route = getattr(scope.get("route"), "path", "unknown")
             self._count(route, status)
             facts = {
@@ -71,7 +77,8 @@ class Guard:
         Raises:
             HttpProblem: no valid key, or a body that is too large.
         """
-        if scope["path"] not in OPEN and not self._keys.is_valid(headers.get("authorization"), headers.get("x-api-key")):
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if path not in OPEN and not self._keys.is_valid(headers.get("authorization"), headers.get("x-api-key")):
             raise HttpProblem(401, "unauthorized", "no valid API key; send `Authorization: Bearer KEY`")
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:

@@ -1,6 +1,7 @@
 """The deployment that speaks HTTP: admits requests, hands them on, and counts. The routes themselves stand in `api`."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ from serve_app.config import AppArgs
 from serve_app.keys import ApiKeys, check_bind
 from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
 from serve_app.metrics import Metrics
-from serve_app.problems import HttpProblem
+from serve_app.problems import HttpProblem, check_query
 from serve_app.schemas import SearchRequest
 from serve_app.tracing import set_up_tracing, span
+
+GRACE_S = 5.0  # a retriever answers by the deadline itself; this is for one that does not
+DESCRIBED_S = 1.0  # how long index and model are taken to be there
 
 
 @serve.ingress()
@@ -37,7 +41,8 @@ class IngressDeployment:
         check_bind(_listening_host(), self.keys)
         self._retriever, self._cross_encoder = retriever, cross_encoder
         self._pending_pairs = 0
-        self._described: dict[str, Any] | None = None
+        self._described: dict[str, Any] = {}
+        self._described_at = -math.inf
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - Serve's name
         """Called by Serve when the replica starts."""
@@ -47,10 +52,9 @@ class IngressDeployment:
         """One query of a request as a job; `carrier` are the request's headers, of which the trace's are kept.
 
         Raises:
-            HttpProblem: an empty query, or a budget beyond the limit.
+            HttpProblem: an empty query, or one or a budget beyond its limit.
         """
-        if not query.strip():
-            raise HttpProblem(400, "empty", "the query is empty; give some text", "query")
+        check_query(query, self.args.max_query_chars)
         budget, limit = asked.budget, self.args.max_budget
         if budget.ce_calls > limit:
             said = f"budget.ce_calls={budget.ce_calls} exceeds the limit of {limit}; lower it"
@@ -69,6 +73,10 @@ class IngressDeployment:
             carrier={name: carrier[name] for name in ("traceparent", "tracestate") if name in carrier},
             filter={name: [wanted] if isinstance(wanted, str) else wanted for name, wanted in asked.filter.items()},
         )
+
+    def room(self, pairs: int) -> int:
+        """How many requests of so many pairs could come in side by side now."""
+        return (self.args.max_queued_pairs - self._pending_pairs) // pairs
 
     @contextmanager
     def admit(self, pairs: int) -> Iterator[None]:
@@ -93,11 +101,12 @@ class IngressDeployment:
             HttpProblem: see `STATUS`.
         """
         started = time.monotonic()
-        grace = 5.0  # the retriever answers by the deadline itself; this is for one that does not
         try:
             with span("search", job.carrier, method=job.method, ce_calls=job.ce_calls) as carrier:
                 traced = replace(job, carrier=carrier)
-                answer = await call(lambda left: self._retriever.search.remote(traced), job.timeout_s + grace)
+                answer = await call(
+                    lambda left: self._retriever.search.remote(_with_time(traced, left - GRACE_S)), job.timeout_s + GRACE_S
+                )
         except TimeoutError:
             raise HttpProblem(504, "deadline", "the retriever did not answer by the deadline; try again") from None
         except GONE as error:
@@ -123,12 +132,13 @@ class IngressDeployment:
         """Search and give every round. A search that loses its retriever starts anew; rounds given are not given again.
 
         Raises:
-            HttpProblem: 503, several retrievers died one after the other.
+            HttpProblem: 503, several retrievers died one after the other; 504, the deadline struck meanwhile.
         """
         with span("search", job.carrier, method=job.method, ce_calls=job.ce_calls) as carrier:
-            traced, given = replace(job, carrier=carrier), 0
+            traced, given, deadline = replace(job, carrier=carrier), 0, time.monotonic() + job.timeout_s
             for attempt in range(1, ATTEMPTS + 1):
-                messages = self._retriever.options(stream=True).search_rounds.remote(traced)
+                left = _with_time(traced, deadline - time.monotonic())
+                messages = self._retriever.options(stream=True).search_rounds.remote(left)
                 try:
                     async for message in messages:
                         if isinstance(message, Round) and message.body["round"] <= given:
@@ -169,19 +179,30 @@ class IngressDeployment:
         return scored
 
     async def describe(self, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Index and model, asked once.
+        """Index and model, as heard within the last second.
 
         Raises:
-            HttpProblem: 503, they are not ready.
+            HttpProblem: 503, they are not ready, or not any more.
         """
-        if self._described is None:
+        if time.monotonic() - self._described_at > DESCRIBED_S:
             try:
                 index = await call(lambda left: self._retriever.describe.remote(), timeout_s)
                 model = await call(lambda left: self._cross_encoder.describe.remote(), timeout_s)
             except (TimeoutError, *FAILED) as error:
-                raise HttpProblem(503, "not_ready", "index or model is still being loaded; try again", None, 5.0) from error
-            self._described = {"index": index, "model": model}
+                raise HttpProblem(503, "not_ready", "index or model is not loaded; try again", None, 5.0) from error
+            self._described, self._described_at = {"index": index, "model": model}, time.monotonic()
         return self._described
+
+
+def _with_time(job: SearchJob, left_s: float) -> SearchJob:
+    """The job for another try, with what is left of its time.
+
+    Raises:
+        HttpProblem: 504, nothing is left.
+    """
+    if left_s <= 0:
+        raise HttpProblem(504, "deadline", "no result by the deadline; raise deadline_ms or try again")
+    return replace(job, timeout_s=left_s)
 
 
 def _no_retriever(error: Exception) -> HttpProblem:

@@ -2,7 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+MAX_NAMES = 64  # of one object; pydantic describes every single one that is wrong
 
 
 def _check_text(text: str) -> str:
@@ -14,13 +25,27 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _check_names(value: Any) -> Any:
+    """Refuse an object of very many names at once."""
+    if isinstance(value, dict) and len(value) > MAX_NAMES:
+        raise ValueError(f"{len(value)} names exceed the limit of {MAX_NAMES} in one object; send fewer")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_check_text)]
+# A list ends at its first bad entry: an error for each, of each branch of a union, would take longer than any search.
+Texts = Annotated[list[Text], Field(fail_fast=True)]
 
 
 class Native(BaseModel):
     """A body that is ours: unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, body: Any) -> Any:
+        return _check_names(body)
 
 
 class Compat(BaseModel):
@@ -44,12 +69,12 @@ class Budget(Native):
 class SearchRequest(Native):
     """One query, or several that are searched side by side."""
 
-    query: Text | list[Text] = Field(description="a text, or a list of texts", examples=["how do plants make sugar"])
+    query: Text | Texts = Field(description="a text, or a list of texts", examples=["how do plants make sugar"])
     top_k: int = Field(10, ge=1, le=1000)
     budget: Budget = Budget()
     method: Literal["axn", "rnr"] = Field("axn", description="adaptive, or the dual-encoder's first `ce_calls`, reranked")
     deadline_ms: int | None = Field(None, ge=1, description="then the best so far is the answer")
-    filter: dict[str, Text | list[Text]] = Field(
+    filter: Annotated[dict[str, Text | Texts], BeforeValidator(_check_names)] = Field(
         {}, description="value or values wanted of each named column of the items", examples=[{"world": "verb.motion"}]
     )
     return_scores: Literal["exact", "all"] = Field("exact", description="`all` fills up to top_k with approximate scores")
@@ -101,7 +126,7 @@ class RerankRequest(Compat):
     """Jina's, Cohere's v1 and v2."""
 
     query: Text
-    documents: list[Text | Document]
+    documents: Annotated[list[Text | Document], Field(fail_fast=True)]
     model: Text | None = None
     top_n: int | None = None
     return_documents: bool | None = False
@@ -112,20 +137,28 @@ class TeiRequest(Compat):
     """Text Embeddings Inference's rerank."""
 
     query: Text
-    texts: list[Text]
+    texts: Texts
     raw_scores: bool = False
     return_text: bool = False
     truncate: bool = False
+
+
+def _dialect(body: Any) -> str:
+    return "tei" if isinstance(body, dict) and "texts" in body else "jina"
+
+
+# `texts` makes it TEI's, whatever else it holds
+EitherRerank = Annotated[Annotated[TeiRequest, Tag("tei")] | Annotated[RerankRequest, Tag("jina")], Discriminator(_dialect)]
 
 
 class ScoreRequest(Compat):
     """vLLM's score: one text against one or many, or pairwise; or `queries` and `documents` in their place."""
 
     model: Text | None = None
-    text_1: Text | list[Text] | None = None
-    text_2: Text | list[Text] | None = None
-    queries: Text | list[Text] | None = None
-    documents: Text | list[Text] | None = None
+    text_1: Text | Texts | None = None
+    text_2: Text | Texts | None = None
+    queries: Text | Texts | None = None
+    documents: Text | Texts | None = None
 
 
 class Reason(BaseModel):
