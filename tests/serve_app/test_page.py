@@ -37,6 +37,12 @@ def page(request, browser, url):
     context.close()
 
 
+PRESS_SLASH = """(modifiers) => {
+  document.activeElement.blur();
+  return document.dispatchEvent(new KeyboardEvent("keydown", { key: "/", cancelable: true, ...modifiers }));
+}"""  # whether the browser may act on it
+
+
 def shoot(page, name):
     if SHOTS:
         page.screenshot(path=f"{SHOTS}/{name}-{page.name}.png", full_page=True)
@@ -106,6 +112,19 @@ def test_by_keyboard_alone(page):
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
     expect(page.locator("#problem")).to_have_text("Stopped.")
+    assert not page.evaluate(PRESS_SLASH, {})
+    for modifier in ("ctrlKey", "metaKey", "altKey"):
+        assert page.evaluate(PRESS_SLASH, {modifier: True}), "the browser's own shortcut"
+
+
+@pytest.mark.parametrize("how", ["pressed", "search ends"])
+def test_the_stop_button_leaves_the_keyboard_at_the_query(page, how):
+    ask(page, "slow somebody sang")
+    page.locator("#stop").focus()
+    if how == "pressed":
+        page.keyboard.press("Enter")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator("#query")).to_be_focused()
 
 
 def test_an_example_can_be_clicked(page):
@@ -125,6 +144,38 @@ def test_errors_are_shown_kindly(page):
     expect(page.locator("#problem")).to_be_hidden()
 
 
+def test_a_number_that_is_missing_is_asked_for(page):
+    page.locator("#query").fill("a fire")
+    for name in ("top_k", "budget", "rounds"):
+        value = page.locator(f"#{name}").input_value()
+        page.locator(f"#{name}").fill("")
+        page.locator("#query").press("Enter")
+        expect(page.locator(f"#{name}")).to_be_focused()
+        page.locator("#examples button").first.click()
+        expect(page.locator(f"#{name}")).to_be_focused()
+        page.locator(f"#{name}").fill(value)
+    expect(page.locator("#status")).to_be_empty()
+    expect(page.get_by_role("group", name="example queries")).to_be_visible()
+
+
+def test_a_rival_that_fails_leaves_the_adaptive_search_alone(page):
+    late = {"id": "1", "message": "no result within 9 ms; raise deadline_ms"}
+
+    def fail(route):
+        if route.request.post_data_json["method"] == "rnr":
+            route.fulfill(status=504, body=json.dumps(late), content_type="application/json")
+        else:
+            route.continue_()
+
+    page.route("**/v1/search", fail)
+    ask(page, "slow somebody sang")
+    expect(page.locator("#status")).to_contain_text("20 CE calls spent. Retrieve and rerank failed")
+    expect(page.locator("#axn li")).to_have_count(10)
+    expect(page.locator("#rnr header p")).to_have_text("No result within 9 ms; raise deadline_ms.")
+    expect(page.locator("#problem")).to_be_hidden()
+    shoot(page, "rival-failed")
+
+
 def test_a_missing_key_is_asked_for_and_a_lost_server_is_said(page):
     refused = {"id": "1", "message": "no valid API key", "error": {"message": "no valid API key"}}
 
@@ -134,13 +185,20 @@ def test_a_missing_key_is_asked_for_and_a_lost_server_is_said(page):
         else:
             route.fulfill(status=401, body=json.dumps(refused), content_type="application/json")
 
-    page.route("**/v1/search", guard)
+    for path in ("**/v1/search", "**/info"):
+        page.route(path, guard)
+    page.reload()
+    expect(page.locator("#problem")).to_contain_text("wants an API key")
+    expect(page.locator("#about")).to_be_empty()
     ask(page, "a fire")
     expect(page.locator("#problem")).to_contain_text("wants an API key")
     expect(page.locator("#key")).to_be_focused()
     page.keyboard.type("open")
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_contain_text("each")
+    expect(page.locator("#about")).to_contain_text("60 items")
+    expect(page.locator("#budget")).to_have_value("20")
+    expect(page.locator("#examples button").first).to_be_visible()
     page.unroute("**/v1/search")
     page.route("**/v1/search", lambda route: route.abort())
     ask(page, "a fire")
