@@ -164,7 +164,9 @@ class PairQueue:
         try:
             scored = self._score_rows(parts)
         except InputError as error:  # pairs that the policy for overlong items refuses
-            return [self._score_alone(part) for part in parts] if len(parts) > 1 or len(parts[0][1]) > 1 else [error]
+            if len(parts) == len(parts[0][1]) == 1:
+                return [PairScores(np.full(1, np.nan, dtype=np.float32), {0: str(error)})]
+            return [self._score_alone(part) for part in parts]
         except Exception as error:
             return [error] if len(parts) == 1 else [self._score_parts([part])[0] for part in parts]
         results: list[PairScores | Exception] = []
@@ -183,14 +185,11 @@ class PairQueue:
         failures: dict[int, str] = {}
         for place in range(len(rows)):
             (result,) = self._score_parts([(job, rows[place : place + 1])])
-            if isinstance(result, InputError):
-                failures[place] = str(result)
-            elif isinstance(result, Exception):
+            if isinstance(result, Exception):
                 return result
-            else:
-                scores[place] = result.scores[0]
-                if result.failures:
-                    failures[place] = result.failures[0]
+            scores[place] = result.scores[0]
+            if result.failures:
+                failures[place] = result.failures[0]
         return PairScores(scores, failures)
 
     def _score_rows(self, parts: Sequence[Part]) -> PairScores:

@@ -189,11 +189,12 @@ def test_a_request_that_failed_sends_no_more_batches():
     assert asyncio.run(serve()) == [10, 3]
 
 
-def test_an_overlong_item_that_the_policy_refuses_fails_alone(tiny_cross_encoder):
+@pytest.mark.parametrize("batch_tokens", [4096, 64])  # in a batch with others, and in one of its own
+def test_an_overlong_item_that_the_policy_refuses_fails_alone(tiny_cross_encoder, batch_tokens):
     model = CrossEncoder(CrossEncoderConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", overlong="error"))
 
     async def serve():
-        queue = PairQueue(model, batch_tokens=4096, max_pairs=100)
+        queue = PairQueue(model, batch_tokens, max_pairs=100)
         return await queue.score(pairs(model, "a query", ["short", "long " * 90, "tree"]), timeout_s=10)
 
     answer = asyncio.run(serve())
