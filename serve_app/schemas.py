@@ -105,6 +105,7 @@ class SearchAnswer(BaseModel):
     index_version: str
     timing_ms: dict[str, float]
     trace: list[dict[str, Any]] | None = None
+    failures: list[dict[str, str]] | None = None
 
 
 class SearchAnswers(BaseModel):
