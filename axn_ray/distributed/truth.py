@@ -31,6 +31,7 @@ def find_truth(corpus: EmbeddedCorpus, config: EvaluateConfig, folder: Path) -> 
         shared = config.model_dump(include={"known_scores", "workers", "threads"})
         score(corpus, ScoreConfig(split=config.split, choice="all", n_queries=n_queries, **cross_encoder, **shared), folder)
     exact = load_scores(folder)
+    logger.info("judging by the exact scores in %s, of %s", folder, exact.config.get("cross_encoder", "imported scores"))
     rows = match_rows("query", exact.query_ids, exact.query_digests, corpus.queries.index_of, corpus.queries.texts)
     check_split([corpus.splits[row] for row in rows], config)
     return exact
