@@ -27,7 +27,7 @@ Pairs = tuple[Int32Array, Int32Array]
 class ActiveSpace:
     """What a fit on the first scores gives the search: items `(n_items, dim)`, queries `(n_queries, dim)`, scale, variances.
 
-    `observed` are the first scores themselves.
+    `observed` are the first scores themselves, `failed (n, 2)` the query and item of the first pairs that could not be scored.
     """
 
     item_embeddings: ItemArray
@@ -36,6 +36,7 @@ class ActiveSpace:
     noise_variance: float
     prior_variance: FloatArray
     observed: ScoreMatrix
+    failed: Int32Array
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,13 @@ class ActiveModel:
             noise_variance, alpha, beta = (float(number) for number in stored["numbers"])
             return cls(BayesModel(stored["weights"], stored["covariance"], noise_variance), ScoreScale(alpha, beta))
 
-    def space(self, item_embeddings: FloatArray, query_embeddings: FloatArray, observed: ScoreMatrix) -> ActiveSpace:
+    def space(
+        self, item_embeddings: FloatArray, query_embeddings: FloatArray, observed: ScoreMatrix, failed: Int32Array
+    ) -> ActiveSpace:
         """The search space of this model over the same embeddings that it was fitted to."""
         found = embed(self.model, ItemFeatures(item_embeddings))
         queries, variances = found.embed_queries(query_embeddings), (found.noise_variance, found.prior_variance)
-        return ActiveSpace(found.item_embeddings, queries, self.scale, *variances, observed)
+        return ActiveSpace(found.item_embeddings, queries, self.scale, *variances, observed, failed)
 
 
 def choose_actively(space: ActiveSpace, queries: range, n_active: int) -> Generator[Pairs, FloatArray, None]:
@@ -101,7 +104,7 @@ def choose_actively(space: ActiveSpace, queries: range, n_active: int) -> Genera
     for query in queries:
         items, scores = space.observed.row(query)
         ridges[query] = Ridge(space.item_embeddings, space.scale, space.query_embeddings[query], *variances)
-        excluded[query] = items
+        excluded[query] = np.concatenate([items, space.failed[space.failed[:, 0] == query, 1]])
         if len(items):
             ridges[query].observe(items, scores)
     for share in split_budget(n_active, min(ROUNDS, n_active)):

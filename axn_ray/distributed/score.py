@@ -136,7 +136,8 @@ def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Manifest:
         second = plan_second_pass(job, first)
         facts = _run_pass(job, first, out)
         if second.n_pairs:
-            facts |= _run_pass(job, _find_second_pairs(job, first, second, out), out)
+            failed = [(query, item) for shard in facts.values() for query, item, _ in shard["failed"]]
+            facts |= _run_pass(job, _find_second_pairs(job, first, second, out, failed), out)
         return _finish(job, facts, first.n_pairs + second.n_pairs, out)
 
 
@@ -187,8 +188,8 @@ def plan_second_pass(job: Job, first: Pass) -> Pass:
     return Pass(shards, n_queries * n_active, hash_json([first.fingerprint, "active"]), n_active, job.inputs)
 
 
-def _find_second_pairs(job: Job, first: Pass, second: Pass, out: Path) -> Pass:
-    """The second pass with what its workers choose by: the first scores, fitted."""
+def _find_second_pairs(job: Job, first: Pass, second: Pass, out: Path, failed: list[tuple[int, int]]) -> Pass:
+    """The second pass with what its workers choose by: the first scores, fitted, and the first pairs that have none."""
     item_embeddings, query_embeddings = job.embeddings
     observed = read_shards(out, first.shards, len(job.queries), len(item_embeddings))
     if not (out / ACTIVE_MODEL).exists():
@@ -201,7 +202,7 @@ def _find_second_pairs(job: Job, first: Pass, second: Pass, out: Path) -> Pass:
             raise type(error)(f"the first scores do not tell which items to score next: {error}; {advice}") from error
         write_into(out, out / ACTIVE_MODEL, fitted.to_bytes())
     model = ActiveModel.from_bytes((out / ACTIVE_MODEL).read_bytes())
-    space = model.space(item_embeddings, query_embeddings, observed)
+    space = model.space(item_embeddings, query_embeddings, observed, np.array(failed, dtype=np.int32).reshape(-1, 2))
     return replace(second, inputs={**second.inputs, "active": ray.put(space)})
 
 
