@@ -100,11 +100,12 @@ def choose_actively(space: ActiveSpace, queries: range, n_active: int) -> Genera
     """
     index, excluded = ItemIndex(space.item_embeddings), {}
     variances = space.noise_variance, space.prior_variance
+    failed = space.failed[(space.failed[:, 0] >= queries.start) & (space.failed[:, 0] < queries.stop)]
     ridges: dict[int, Ridge] = {}
     for query in queries:
         items, scores = space.observed.row(query)
         ridges[query] = Ridge(space.item_embeddings, space.scale, space.query_embeddings[query], *variances)
-        excluded[query] = np.concatenate([items, space.failed[space.failed[:, 0] == query, 1]])
+        excluded[query] = np.concatenate([items, failed[failed[:, 0] == query, 1]])
         if len(items):
             ridges[query].observe(items, scores)
     for share in split_budget(n_active, min(ROUNDS, n_active)):
