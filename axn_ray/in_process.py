@@ -39,6 +39,7 @@ class AxnSearcher:
             usage={"ce_calls": result.n_ce_calls, "cache_hits": result.n_known},
             degraded=Degraded(scorer_error=result.n_failed > 0, rounds_done=int(result.round.max())),
             index_version=self._searcher.version,
+            failures=tuple(self._searcher.describe_failures(result)),
         )
 
     def rerank(self, query: str, documents: Sequence[str]) -> list[Ranked]:

@@ -232,7 +232,8 @@ def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
         """Score pairs of texts, as vLLM does."""
         note(asked, request)
         queries, documents = compat.pairs_of(asked)
-        check_query(max(queries, key=len), max_chars, "queries" if asked.text_1 is None else "text_1")
+        longest = max(queries, key=lambda query: (bool(query.strip()), len(query)))  # one that is empty fails alone
+        check_query(longest, max_chars, "queries" if asked.text_1 is None else "text_1")
         compat.check_documents(documents, limit, "documents" if asked.text_2 is None else "text_2")
         scored = await ingress.score("/v1/score", queries, documents)
         return json_response(compat.score_vllm(request_id(request), model, int(time.time()), scored))

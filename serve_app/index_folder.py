@@ -3,6 +3,7 @@
 Knows no Ray and no HTTP.
 """
 
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,5 +157,5 @@ def prepare_items(items: Items, scorer: PairScorer, cache: Path) -> Any:
 
 def example_queries(corpus: EmbeddedCorpus) -> list[str]:
     """A few queries of the corpus that the index was not fitted to, for a person who does not know what to ask."""
-    held_out = [text for text, split in zip(corpus.queries.texts, corpus.splits, strict=True) if split != "train"]
-    return (held_out or list(corpus.queries.texts))[:EXAMPLES]
+    held_out = (text for text, split in zip(corpus.queries.texts, corpus.splits, strict=True) if split != "train")
+    return list(itertools.islice(held_out, EXAMPLES)) or list(corpus.queries.texts[:EXAMPLES])

@@ -17,7 +17,7 @@ from axn_ray.core.search_space import build_estimator
 from axn_ray.core.tokens import Int32Array
 from serve_app.calls import FAILED, call
 from serve_app.config import AppArgs
-from serve_app.index_folder import example_queries, open_index
+from serve_app.index_folder import Index, example_queries, open_index
 from serve_app.merging import Merged
 from serve_app.messages import Refused, Round, Scored, SearchJob, SearchReply
 from serve_app.search_run import Nearest, SearchRun
@@ -38,6 +38,7 @@ class RetrieverDeployment:
     def __init__(self, args: AppArgs, cross_encoder: Any) -> None:
         set_up_tracing("Retriever")
         self._index = open_index(args)
+        self._described = _describe(self._index)
         self._cross_encoder = cross_encoder
         self._dual_encoder = open_dual_encoder(self._index.corpus)
         self._embed: Merged[str, FloatArray] = Merged(lambda texts: list(self._dual_encoder.embed_queries(texts)), MERGED)
@@ -98,12 +99,16 @@ class RetrieverDeployment:
 
     def describe(self) -> dict[str, Any]:
         """What `/info` says of the index."""
-        corpus, factorization = self._index.corpus, self._index.factorization
-        return {
-            "version": self._index.version,
-            "items": len(corpus.items),
-            "dim": int(factorization.item_embeddings.shape[1]),
-            "dual_encoder": corpus.dual_encoder,
-            "columns": sorted(corpus.items.columns),
-            "examples": example_queries(corpus),
-        }
+        return self._described
+
+
+def _describe(index: Index) -> dict[str, Any]:
+    corpus, factorization = index.corpus, index.factorization
+    return {
+        "version": index.version,
+        "items": len(corpus.items),
+        "dim": int(factorization.item_embeddings.shape[1]),
+        "dual_encoder": corpus.dual_encoder,
+        "columns": sorted(corpus.items.columns),
+        "examples": example_queries(corpus),
+    }

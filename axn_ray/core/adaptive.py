@@ -5,8 +5,8 @@ that tests, evaluation and serving drive one loop, and a driver may batch the re
 index, no estimator's formula, no Ray, no clock.
 """
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ class SearchResult:
 
     `score` float32 is the raw CE logit, `round` int32 (from 1) the round that chose the item. `n_known` of them were
     looked up instead of computed; they count as CE calls all the same, and so do the `n_failed` items beside them that the
-    CE could not score.
+    CE could not score. `failures` has the reason of each of these (item index -> one sentence), where the driver gives it.
     """
 
     item_index: Int32Array
@@ -34,6 +34,7 @@ class SearchResult:
     round: Int32Array
     n_known: int = 0
     n_failed: int = 0
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def n_ce_calls(self) -> int:

@@ -20,7 +20,6 @@ import pyarrow.parquet
 from axn_ray.errors import InputError
 
 SPLITS = ("train", "dev", "test")
-TEXT_COLUMNS = ("query_id", "item_id", "title", "text", "world", "split")
 BLOCK_BYTES = 1 << 26  # of JSONL at once, and so the most that a line may have
 TEMPLATE = "{title}: {text}"  # what the encoders read of an item that has a title
 
@@ -143,23 +142,13 @@ class Queries:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a Parquet, JSONL or TSV file (by its ending) as a table, with `TEXT_COLUMNS` as text, where there are such.
+    """Read a Parquet, JSONL or TSV file (by its ending) as a table.
 
     A TSV file holds nothing but text, whatever it looks like: `007` and `2020-01-02` stay as they are.
 
     Raises:
-        InputError: no such file, an ending that is none of these, a damaged file, or a column of text that holds fractions.
+        InputError: no such file, an ending that is none of these, or a damaged file.
     """
-    table = _read_any(path)
-    for name in set(TEXT_COLUMNS).intersection(table.column_names):
-        kind = table[name].type
-        if pa.types.is_floating(kind) or pa.types.is_nested(kind):
-            raise InputError(f"{path}: column {name!r} holds {kind} values; write them as text")
-        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
-    return table
-
-
-def _read_any(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(f"{path} does not exist; check the path")
     try:
@@ -193,26 +182,44 @@ def _read_tsv(path: Path) -> pa.Table:
     return pa.csv.read_csv(path, parse_options=layout, convert_options=pa.csv.ConvertOptions(column_types=kinds))
 
 
+def read_texts(table: pa.Table, path: Path, name: str) -> pa.ChunkedArray:
+    """A column as text, null where it is empty.
+
+    Raises:
+        InputError: no such column, or one of numbers with fractions or of no plain values.
+    """
+    if name not in table.column_names:
+        raise InputError(f"{path} has no column {name!r} (it has {', '.join(table.column_names)}); rename or add it")
+    values = table[name]
+    if pa.types.is_floating(values.type):  # as pandas writes a column without a value
+        values = pc.if_else(pc.is_nan(values), None, values)
+        if values.null_count == len(values):
+            return pa.nulls(len(values), pa.string())
+    if pa.types.is_floating(values.type) or pa.types.is_nested(values.type):
+        raise InputError(f"{path}: column {name!r} holds {values.type} values; write them as text")
+    try:
+        return values.cast(pa.string())
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: column {name!r} holds {values.type} values that are no text; write them in UTF-8") from error
+
+
 def _in_worlds(table: pa.Table, path: Path, worlds: Sequence[str]) -> pa.Table:
     """Rows whose world is one of `worlds` or below it: `verb` takes in `verb.motion`."""
     if "world" not in table.column_names:
         raise InputError(f"{path} has no column 'world'; drop the world filter or add the column")
-    keep = None
+    keep, own = None, read_texts(table, path, "world")
     for world in worlds:
-        hit = pc.or_(pc.equal(table["world"], world), pc.starts_with(table["world"], world + "."))
+        hit = pc.or_(pc.equal(own, world), pc.starts_with(own, world + "."))
         keep = hit if keep is None else pc.or_(keep, hit)
     kept = table.filter(keep)
     if not kept.num_rows:
-        known = ", ".join(sorted(set(table["world"].drop_null().to_pylist()))[:8])
+        known = ", ".join(sorted(set(own.drop_null().to_pylist()))[:8])
         raise InputError(f"{path} has no rows in the worlds {', '.join(worlds)}; it has {known}, …")
     return kept
 
 
 def _columns(table: pa.Table, path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]!r} (it has {', '.join(table.column_names)}); rename or add it")
-    return [tuple(table[name].to_pylist()) for name in names]
+    return [tuple(read_texts(table, path, name).to_pylist()) for name in names]
 
 
 def read_items(path: Path, worlds: Sequence[str] = ()) -> Items:
@@ -226,7 +233,7 @@ def read_items(path: Path, worlds: Sequence[str] = ()) -> Items:
         table = _in_worlds(table, path, worlds)
     ids, texts = _columns(table, path, ["item_id", "text"])
     _check_column(str(path), "item_id", ids)
-    titles = tuple(t or "" for t in table["title"].to_pylist()) if "title" in table.column_names else ("",) * len(ids)
+    titles = tuple(t or "" for t in _columns(table, path, ["title"])[0]) if "title" in table.column_names else ("",) * len(ids)
     others = {name: table[name] for name in table.column_names if name not in ("item_id", "title", "text")}
     columns = {name: values.cast(pa.string()) for name, values in others.items() if _is_plain(values.type)}
     return Items(ids, titles, texts, str(path), columns)
@@ -248,7 +255,7 @@ def read_queries(path: Path, worlds: Sequence[str] = (), split: str | None = Non
     if split is not None:
         if "split" not in table.column_names:
             raise InputError(f"{path} has no column 'split'; add one with the values {', '.join(SPLITS)}")
-        table = table.filter(pc.equal(table["split"], split))
+        table = table.filter(pc.equal(read_texts(table, path, "split"), split))
         if not table.num_rows:
             raise InputError(f"{path} has no queries in the split {split!r}; its splits are named {', '.join(SPLITS)}")
     ids, texts = _columns(table, path, ["query_id", "text"])

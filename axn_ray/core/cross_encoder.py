@@ -7,7 +7,7 @@ hardware is fast at it, its pooler and head always in float32, so that scores ke
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -24,9 +24,10 @@ from axn_ray.core.token_scorer import TokenPairScorer
 from axn_ray.core.tokens import PairTemplate, TokenTable
 from axn_ray.errors import ModelError
 
+Config = TypeVar("Config", bound="CrossEncoderConfig")
 SOURCES = "hub id, local folder, PEFT adapter folder, http://SERVER#tei (or #vllm, #cohere, #jina, #axn), python:module:factory"
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt", "*.model")
+TOKENIZER_FILES = ("tokenizer*.json", "*_tokens*.json", "vocab.*", "merges.txt", "*.model", "*.codes")
 
 
 class CrossEncoderConfig(BaseModel):
@@ -49,12 +50,6 @@ class CrossEncoderConfig(BaseModel):
     request_items: int = Field(32, ge=1, description="of a server: items in a request")
     timeout: float = Field(60.0, gt=0, description="of a server: seconds for one request")
 
-    @field_validator("cross_encoder")
-    @classmethod
-    def _find_folder(cls, name: str) -> str:
-        """A local folder by its whole path: workers may run in another working directory."""
-        return str(Path(name).resolve()) if Path(name).is_dir() else name
-
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, key: SecretStr | None) -> SecretStr | None:
@@ -62,6 +57,12 @@ class CrossEncoderConfig(BaseModel):
         if key is not None and key.get_secret_value().startswith(("env:", "file:")):
             raise ValueError("api_key says where the key stands, which only the axn commands look up; give the key itself")
         return key
+
+
+def with_whole_path(config: Config) -> Config:
+    """The same with a local folder's whole path: workers may run in another working directory."""
+    name = config.cross_encoder
+    return config.model_copy(update={"cross_encoder": str(Path(name).resolve())}) if name and Path(name).is_dir() else config
 
 
 def load_adapter_or_model(name: str, kind: Any = AutoModelForSequenceClassification) -> tuple[Any, Any]:
@@ -127,8 +128,9 @@ def find_max_length(config: CrossEncoderConfig, model: Any, tokenizer: Any) -> i
     Raises:
         ModelError: the config says more than the model has positions.
     """
-    positions = count_positions(model)
-    if config.max_length and positions and config.max_length > positions:
+    positions, embeddings = count_positions(model), getattr(model.base_model, "embeddings", None)
+    has_table = embeddings is None or getattr(embeddings, "position_embeddings", None) is not None  # relative ones end nowhere
+    if config.max_length and positions and has_table and config.max_length > positions:
         described = f"cross-encoder {config.cross_encoder!r} has {positions} positions"
         raise ModelError(f"{described}, max_length={config.max_length} needs more; lower it")
     return config.max_length or longest_input(model, tokenizer)
@@ -171,7 +173,7 @@ def describe_model(config: CrossEncoderConfig, model: Any, max_length: int, dtyp
         "model": hash_model(config.cross_encoder, model),
         "max_length": max_length,
         "dtype": str(dtype).removeprefix("torch."),
-        "overlong": f"{config.overlong}-item",
+        "overlong": f"{config.overlong}-pair",
     }
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from axn_ray.core.artifact import read_manifest
-from axn_ray.core.corpus import SPLITS, Items, Queries, read_items, read_queries, read_table
+from axn_ray.core.corpus import SPLITS, Items, Queries, read_items, read_queries, read_table, read_texts
 from axn_ray.errors import ArtifactError, InputError
 
 FloatArray = npt.NDArray[np.float32]
@@ -72,7 +72,8 @@ def read_splits(path: Path, queries: Queries) -> tuple[str, ...] | None:
     table = read_table(path)
     if "split" not in table.column_names:
         return None
-    split_of = dict(zip(table["query_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    ids, named = (read_texts(table, path, name).to_pylist() for name in ("query_id", "split"))
+    split_of = dict(zip(ids, named, strict=True))
     splits = tuple(split_of[i] for i in queries.ids)
     if unknown := set(splits) - set(SPLITS):
         raise InputError(f"{path} has the split {sorted(map(str, unknown))[0]!r}; name splits {', '.join(SPLITS)}")

@@ -210,8 +210,8 @@ def name_scorer(fingerprint: Any) -> str | None:
 
 def warn_of_other_scorer(folder: Path, made_from: Mapping[str, str], fingerprint: Any) -> None:
     """Say so where a factorization approximates the scores of another cross-encoder than the one with this fingerprint."""
-    known = made_from.get("scorer")
-    if known is not None and known != name_scorer(fingerprint):
+    known, asked = made_from.get("scorer"), name_scorer(fingerprint)
+    if known is not None and asked is not None and known != asked:
         logger.warning(
             "%s was fitted to the scores of another cross-encoder, or of other settings of it, and will find less with this one; "
             "name the one that scored (--cross-encoder), or score and factorize with this one",

@@ -26,7 +26,7 @@ from axn_ray.core.pairs import FloatArray, PairScorer
 from axn_ray.core.score_store import digest_texts, load_scores
 from axn_ray.core.search_space import build_estimator
 from axn_ray.core.tokens import Int32Array
-from axn_ray.errors import InputError
+from axn_ray.errors import InputError, ModelError
 
 
 class SearchConfig(CrossEncoderConfig):
@@ -81,6 +81,7 @@ class Searcher:
 
         Raises:
             InputError: an empty query; see `axn_ray.core.adaptive.search`.
+            ModelError: the CE can score no item of a round.
         """
         if not query.strip():
             raise InputError("the query is empty; give some text")
@@ -97,16 +98,22 @@ class Searcher:
         estimator = build_estimator(method, fitted.item_embeddings, fitted.scale, embedding, *learned)
         tokens = self._cross_encoder.tokenize_queries([query])
         scorer = KnownFirst(self._cross_encoder, self._known.of_query(query))
+        failures: dict[int, str] = {}
 
         def score(chosen: Int32Array) -> FloatArray:
-            return scorer.score_pairs(tokens, self._item_tokens, np.zeros_like(chosen), chosen).scores
+            scored = scorer.score_pairs(tokens, self._item_tokens, np.zeros_like(chosen), chosen)
+            failures.update({int(chosen[row]): reason for row, reason in scored.failures.items()})
+            if len(scored.failures) == len(chosen):
+                first = f"{self._corpus.items.ids[chosen[0]]!r} ({scored.failures[0]})"
+                raise ModelError(f"the cross-encoder cannot score items such as {first}; mend the model or these items")
+            return scored.scores
 
         def retrieve(request: Retrieve) -> Retrieved:
             return self._index.retrieve([request])[0]
 
         running = search(estimator, None, n_items=n_items, budget=budget, rounds=rounds, stop=method.stop)
         result = run_search(running, score, retrieve)
-        return replace(result, n_known=scorer.n_known)
+        return replace(result, n_known=scorer.n_known, failures=failures)
 
     @property
     def version(self) -> str:
@@ -118,6 +125,10 @@ class Searcher:
         prepared = self._cross_encoder.tokenize_queries([query]), self._cross_encoder.tokenize(texts)
         rows = np.arange(len(texts), dtype=np.int32)
         return self._cross_encoder.score_pairs(*prepared, np.zeros_like(rows), rows).scores
+
+    def describe_failures(self, result: SearchResult) -> list[dict[str, str]]:
+        """`id` and `reason` of each item that was asked for and could not be scored."""
+        return [{"id": self._corpus.items.ids[item], "reason": reason} for item, reason in result.failures.items()]
 
     def hits(self, result: SearchResult, top_k: int | None = None) -> list[Hit]:
         """The best `top_k` results, without one the config's, with their ids and texts."""

@@ -19,7 +19,7 @@ from ray.data import ActorPoolStrategy
 from axn_ray.core.active_sampling import ActiveModel
 from axn_ray.core.artifact import MANIFEST, Manifest, check_replaceable, hash_json, locate_folder, seal
 from axn_ray.core.corpus import TEMPLATE, Queries
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoderConfig, with_whole_path
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.known_scores import KnownScores
 from axn_ray.core.open_cross_encoder import open_cross_encoder
@@ -143,6 +143,7 @@ def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Manifest:
 
 def prepare_job(corpus: EmbeddedCorpus, config: ScoreConfig) -> Job:
     """Check the request, tokenize once, look up what is known, and put what the workers share into the object store."""
+    config = with_whole_path(config)
     rows = draw_queries(corpus.rows_of(config.split), config.n_queries, config.seed)
     if config.choice == "per_query":
         check_per_query(config.per_query, len(corpus.items))

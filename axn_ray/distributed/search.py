@@ -9,6 +9,7 @@ import ray.data
 import torch
 
 from axn_ray.core.corpus import Queries
+from axn_ray.core.cross_encoder import with_whole_path
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.score_formats import find_blank, format_trec_lines, write_stream_atomically
 from axn_ray.core.searcher import SearchConfig, Searcher
@@ -36,12 +37,13 @@ class _SearchActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._searcher = self._searcher or self._open()
-        lines = []
+        lines, n_failed = [], 0
         for row in range(int(batch["start"][0]), int(batch["stop"][0])):
-            hits = self._searcher.hits(self._searcher.search(self._queries.texts[row]))
+            result = self._searcher.search(self._queries.texts[row])
+            hits, n_failed = self._searcher.hits(result), n_failed + result.n_failed
             scores = np.array([hit.score for hit in hits], dtype=np.float32)
             lines.append(format_trec_lines(self._queries.ids[row], [hit.item_id for hit in hits], scores, TAG))
-        return {"start": batch["start"], "lines": np.array([b"".join(lines)], dtype=object)}
+        return {"start": batch["start"], "lines": np.array([b"".join(lines)], dtype=object), "n_failed": [n_failed]}
 
 
 def search_queries(
@@ -58,6 +60,7 @@ def search_queries(
         if (blank := find_blank(ids)) is not None:
             raise InputError(f"{side} id {blank!r} is empty or has a blank, which a TREC run cannot hold; rename it")
     # Workers may run in another working directory.
+    config = with_whole_path(config)
     stores = [name if "://" in name else str(Path(name).resolve()) for name in config.known_scores]
     config = config.model_copy(update={"known_scores": stores})
     ranges = split_evenly(len(queries), SHARD_QUERIES)
@@ -70,10 +73,14 @@ def search_queries(
         fn_constructor_args=(embeddings.resolve(), factorization.resolve(), config, queries, threads),
     )
     lines: dict[int, bytes] = {}
+    n_failed = 0
     batches = searched.iter_batches(batch_size=None, batch_format="numpy")
     for batch in track(batches, total=len(ranges), description="search", size=lambda b: len(b["start"])):
         lines.update(zip(batch["start"].tolist(), batch["lines"].tolist(), strict=True))
+        n_failed += int(batch["n_failed"].sum())
     with write_stream_atomically(out) as stream:
         for start in sorted(lines):
             stream.write(lines[start])
+    if n_failed:
+        logger.warning("%d CE calls were for items that could not be scored; these are in no ranking", n_failed)
     logger.info("searched %d queries with %d CE calls each into %s", len(queries), config.budget, out)

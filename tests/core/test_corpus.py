@@ -70,6 +70,18 @@ def test_numbers_with_fractions_are_no_ids(tmp_path):
         read_items(tmp_path / "items.parquet")
 
 
+def test_only_what_is_read_has_to_be_text(tmp_path):
+    nothing = pa.array([float("nan"), None], pa.float64())  # as pandas writes a column without a value
+    others = {"title": nothing, "world": [["a"], ["b"]], "split": [0.5, 0.5], "query_id": [{"a": 1}, {"a": 2}]}
+    pq.write_table(pa.table({"item_id": ["a", "b"], "text": ["x", "y"], **others}), tmp_path / "items.parquet")
+    assert read_items(tmp_path / "items.parquet").full_texts == ["x", "y"]
+    with pytest.raises(InputError, match="column 'world' holds list.* values; write them as text"):
+        read_items(tmp_path / "items.parquet", ["a"])
+    pq.write_table(pa.table({"item_id": [b"\xff"], "text": ["x"]}), tmp_path / "binary.parquet")
+    with pytest.raises(InputError, match="'item_id' holds binary values that are no text; write them in UTF-8"):
+        read_items(tmp_path / "binary.parquet")
+
+
 def test_a_long_line_of_jsonl_is_read(tmp_path):
     (tmp_path / "items.jsonl").write_text(json.dumps({"item_id": "a", "text": "word " * 500_000}) + "\n")
     assert len(read_items(tmp_path / "items.jsonl").texts[0]) == 2_500_000

@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, with_whole_path
 from axn_ray.core.pairs import TextPairScorer
 from axn_ray.errors import InputError, ModelError
 
@@ -153,9 +160,32 @@ def test_the_fingerprint_sees_the_tokenizer(tiny_cross_encoder, tmp_path):
     assert opened(tiny_cross_encoder).fingerprint["model"] != opened(tmp_path / "cased").fingerprint["model"]
 
 
-def test_a_local_folder_is_named_by_its_whole_path(tiny_cross_encoder, monkeypatch):
+def test_a_local_folder_is_named_by_its_whole_path_for_workers_alone(tiny_cross_encoder, monkeypatch):
     monkeypatch.chdir(tiny_cross_encoder.parent)
-    assert CrossEncoderConfig(cross_encoder=tiny_cross_encoder.name).cross_encoder == str(tiny_cross_encoder)
+    config = CrossEncoderConfig(cross_encoder=tiny_cross_encoder.name)
+    assert config.cross_encoder == tiny_cross_encoder.name
+    assert with_whole_path(config).cross_encoder == str(tiny_cross_encoder)
+    for name in ("", "org/model", "python:module:factory"):
+        assert with_whole_path(CrossEncoderConfig(cross_encoder=name)).cross_encoder == name
+
+
+def test_relative_positions_end_nowhere(tiny_cross_encoder, tmp_path):
+    config = DebertaV2Config(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        position_biased_input=False,
+        relative_attention=True,
+        num_labels=1,
+    )
+    DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_cross_encoder).save_pretrained(tmp_path)
+    assert opened(tmp_path).max_length == 32
+    scored = score_rows(opened(tmp_path, max_length=64), ["a dog"], [" ".join(WORDS_12 * 4)])
+    assert (scored.failures, scored.n_truncated) == ({}, 0)
 
 
 class Engine:

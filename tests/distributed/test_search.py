@@ -8,7 +8,10 @@ from typer.testing import CliRunner
 from axn_ray.cli import app
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.searcher import SearchConfig, Searcher
+from axn_ray.in_process import AxnSearcher
 from tests.serve_app.conftest import KNOWN, make_index
+
+PICKY = "python:tests.serve_app.scorers:Picky"
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +24,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def axn(ray_session):
-    def run(*arguments):
-        result = CliRunner().invoke(app, ["search", *map(str, arguments), "--cross-encoder", KNOWN])
+    def run(*arguments, cross_encoder=KNOWN):
+        result = CliRunner().invoke(app, ["search", *map(str, arguments), "--cross-encoder", cross_encoder])
         return result.exit_code, result.output
 
     return run
@@ -83,3 +86,25 @@ def test_an_id_that_no_run_can_hold_is_refused_before_any_call(axn, folder, tmp_
     code, output = axn("--queries", tmp_path / "queries.parquet", "--out", tmp_path / "run", *index_of(folder))
     assert code == 1
     assert "query id 'q 1' is empty or has a blank, which a TREC run cannot hold; rename it" in " ".join(output.split())
+
+
+def test_items_that_cannot_be_scored_are_counted_and_named(axn, folder, tmp_path, caplog):
+    """Six of the sixty items have `twice` in them."""
+    settings = ["--budget", 60, "--rounds", 3, "--top-k", 60]
+    code, output = axn(
+        "--queries", folder / "queries.parquet", "--out", tmp_path / "run", *index_of(folder), *settings, cross_encoder=PICKY
+    )
+    assert code == 0, output
+    assert len((tmp_path / "run").read_text().splitlines()) == 21 * 54
+    assert f"{21 * 6} CE calls were for items that could not be scored" in caplog.text
+    config = SearchConfig(cross_encoder=PICKY, budget=60, rounds=3, top_k=60)
+    reply = AxnSearcher(folder / "embeddings", folder / "bayes", config).search("somebody sang")
+    assert (len(reply.results), reply.usage["ce_calls"], reply.degraded.scorer_error) == (54, 60, True)
+    assert len(reply.failures) == 6
+    assert {failure["reason"] for failure in reply.failures} == {"ValueError: not twice"}
+
+
+def test_where_no_item_can_be_scored_the_reason_is_said(axn, folder):
+    code, output = axn("this is broken", *index_of(folder), "--budget", 10)
+    assert code == 1
+    assert "the cross-encoder cannot score items such as" in output and "the model is broken; mend it" in " ".join(output.split())

@@ -34,3 +34,14 @@ class Known:
         if any("poison" in item for item in items):
             raise ValueError("this item breaks the model")
         return [known_score(query, item) for query, item in zip(queries, items, strict=True)]
+
+
+class Picky(Known):
+    """One that raises on items with `twice`."""
+
+    fingerprint = "picky-v1"
+
+    def score_texts(self, queries, items):
+        if any("twice" in item for item in items):
+            raise ValueError("not twice")
+        return super().score_texts(queries, items)
