@@ -88,7 +88,7 @@ def test_an_id_that_no_run_can_hold_is_refused_before_any_call(axn, folder, tmp_
     assert "query id 'q 1' is empty or has a blank, which a TREC run cannot hold; rename it" in " ".join(output.split())
 
 
-def test_items_that_cannot_be_scored_are_counted_and_named(axn, folder, tmp_path, caplog):
+def test_items_that_cannot_be_scored_are_counted_and_named(axn, folder, tmp_path):
     """Six of the sixty items have `twice` in them."""
     settings = ["--budget", 60, "--rounds", 3, "--top-k", 60]
     code, output = axn(
@@ -96,7 +96,7 @@ def test_items_that_cannot_be_scored_are_counted_and_named(axn, folder, tmp_path
     )
     assert code == 0, output
     assert len((tmp_path / "run").read_text().splitlines()) == 21 * 54
-    assert f"{21 * 6} CE calls were for items that could not be scored" in caplog.text
+    assert f"{21 * 6} CE calls were for items that could not be scored" in " ".join(output.split())
     config = SearchConfig(cross_encoder=PICKY, budget=60, rounds=3, top_k=60)
     reply = AxnSearcher(folder / "embeddings", folder / "bayes", config).search("somebody sang")
     assert (len(reply.results), reply.usage["ce_calls"], reply.degraded.scorer_error) == (54, 60, True)
@@ -105,6 +105,6 @@ def test_items_that_cannot_be_scored_are_counted_and_named(axn, folder, tmp_path
 
 
 def test_where_no_item_can_be_scored_the_reason_is_said(axn, folder):
-    code, output = axn("this is broken", *index_of(folder), "--budget", 10)
+    code, output = axn("one query", *index_of(folder), "--budget", 10, cross_encoder="python:tests.distributed.scorers:Broken")
     assert code == 1
-    assert "the cross-encoder cannot score items such as" in output and "the model is broken; mend it" in " ".join(output.split())
+    assert "the cross-encoder cannot score items such as" in output
