@@ -41,7 +41,8 @@ def examine(
     queries, for ANNCUR and ADACUR. `choice` is the evaluation on dev queries whose settings are to be judged.
 
     Raises:
-        ArtifactError: artifacts that were made from different items, or truth or dense rows that are not dense.
+        ArtifactError: artifacts that were made from different items or over different dual-encoders, or truth or
+            dense rows that are not dense.
         InputError: see `find_truth`, `Examination`, `read_dense_rows` and `read_settings`.
     """
     check_replaceable(out, KIND)
@@ -50,12 +51,7 @@ def examine(
     corpus = load_embedded_corpus(embeddings)
     exact = find_truth(corpus, config, truth)
     for folder in (truth, *given.values()):
-        kind = "scores" if folder in (truth, dense_rows) else "factorization"
-        manifest = read_manifest(folder, kind)
-        if manifest.made_from.get("items") != corpus.items.fingerprint:
-            raise ArtifactError(f"{folder} was made from other items than {embeddings}; make both from one corpus")
-        check_same_inputs(folder, manifest, {"dual_encoder": corpus.dual_encoder})
-        warn_of_other_scorer(folder, manifest.made_from, exact.config.get("fingerprint"))
+        check_made_alike(folder, "scores" if folder in (truth, dense_rows) else "factorization", corpus, exact)
     chosen = None if choice is None else read_settings(choice, config, exact)
     fitted = {name: load_factorization(path) for name, path in factorizations.items()}
     rows = None if dense_rows is None else read_dense_rows(dense_rows, exact)
@@ -78,17 +74,35 @@ def examine(
         write_evaluation(folder, Evaluation(table, summary, manifest))
         write_runs(folder / "runs", table, examination.exact, corpus.items.ids)
         if config.choose:
-            trials = list_trials(config.method_names(examination.space.embeddings), config.rounds)
-            choice_made = Choice(
-                settings=choose(trials, summary),
-                queries=list(examination.exact.query_ids),
-                cross_encoder=exact.made_from["cross_encoder"],
-                budgets=config.budgets,
-                ks=config.k,
-            )
-            (folder / CHOICE).write_text(choice_made.model_dump_json(indent=1) + "\n")
+            made = choose_settings(config, examination, summary, exact)
+            (folder / CHOICE).write_text(made.model_dump_json(indent=1) + "\n")
     logger.info("evaluated %d queries into %s", examination.n_queries, out)
     return summary
+
+
+def check_made_alike(folder: Path, kind: str, corpus: EmbeddedCorpus, exact: Scores) -> None:
+    """Refuse an artifact of other items or over another dual-encoder; name a factorization of other scores than the truth's.
+
+    Raises:
+        ArtifactError: no such artifact, or one of these.
+    """
+    manifest = read_manifest(folder, kind)
+    if manifest.made_from.get("items") != corpus.items.fingerprint:
+        raise ArtifactError(f"{folder} was made from other items than the embeddings; make both from one corpus")
+    check_same_inputs(folder, manifest, {"dual_encoder": corpus.dual_encoder})
+    warn_of_other_scorer(folder, manifest.made_from, exact.config.get("fingerprint"))
+
+
+def choose_settings(config: EvaluateConfig, examination: Examination, summary: list[Row], exact: Scores) -> Choice:
+    """The best of the settings that were tried, with all that they hold for."""
+    trials = list_trials(config.method_names(examination.space.embeddings), config.rounds)
+    return Choice(
+        settings=choose(trials, summary),
+        queries=list(examination.exact.query_ids),
+        cross_encoder=exact.made_from["cross_encoder"],
+        budgets=config.budgets,
+        ks=config.k,
+    )
 
 
 def read_settings(folder: Path, config: EvaluateConfig, exact: Scores) -> Choice:

@@ -130,7 +130,8 @@ def score(corpus: EmbeddedCorpus, config: ScoreConfig, out: Path) -> Manifest:
         InputError, ModelError: see `choose_items`, `choose_queries` and `open_cross_encoder`; a worker's come wrapped.
     """
     with lock_folder(out):
-        _check_replaceable_or_unfinished(out)
+        if not (out / "shards").is_dir() or (out / MANIFEST).exists():  # an unfinished run may be continued
+            check_replaceable(out, "scores", in_place=True)
         job = prepare_job(corpus, config)
         first = plan_first_pass(job)
         second = plan_second_pass(job, first)
@@ -252,11 +253,7 @@ def _score_shards(job: Job, this: Pass, todo: list[dict[str, int]], out: Path) -
     )
     batches: Iterator[dict[str, Any]] = scored.iter_batches(batch_size=None, batch_format="numpy")
     share = sum(row["stop"] - row["start"] for row in todo) / len(job.queries)
-    return track(batches, round(this.n_pairs * share), "score pairs", size=_count_pairs)
-
-
-def _count_pairs(batch: dict[str, Any]) -> int:
-    return count_done(json.loads(facts) for facts in batch["facts"])
+    return track(batches, round(this.n_pairs * share), "score pairs", size=lambda b: count_done(map(json.loads, b["facts"])))
 
 
 def count_done(shards: Iterable[dict[str, Any]]) -> int:
@@ -297,9 +294,3 @@ def _finish(job: Job, facts: dict[int, dict[str, Any]], asked: int, out: Path) -
         *(counts["pairs"], out, paid, counts["known"], counts["truncated"]),
     )
     return sealed
-
-
-def _check_replaceable_or_unfinished(out: Path) -> None:
-    """An unfinished run has shards and no manifest: it may be continued. Anything else foreign is refused."""
-    if not (out / "shards").is_dir() or (out / MANIFEST).exists():
-        check_replaceable(out, "scores", in_place=True)

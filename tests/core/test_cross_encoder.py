@@ -71,6 +71,14 @@ def test_on_a_gpu_equals_transformers_pair_by_pair(tiny_cross_encoder, dtype, er
     np.testing.assert_allclose(cross_encoder.score_texts(queries, items), expected, atol=error * np.abs(expected).max())
 
 
+TINY = {
+    "vocab_size": 30522,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "num_labels": 1,
+}
 WORDS_12 = "one two three four five six seven eight nine ten eleven twelve".split()
 
 
@@ -134,15 +142,7 @@ def test_more_tokens_than_positions_are_refused_when_it_is_opened(tiny_cross_enc
 
 
 def test_roberta_counts_from_the_place_behind_the_padding(tiny_cross_encoder, tmp_path):
-    config = RobertaConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=34,
-        num_labels=1,
-    )
+    config = RobertaConfig(**TINY, max_position_embeddings=34)
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_cross_encoder)
     tokenizer.model_max_length = int(1e30)  # as where nobody has said
@@ -170,17 +170,7 @@ def test_a_local_folder_is_named_by_its_whole_path_for_workers_alone(tiny_cross_
 
 
 def test_relative_positions_end_nowhere(tiny_cross_encoder, tmp_path):
-    config = DebertaV2Config(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=32,
-        position_biased_input=False,
-        relative_attention=True,
-        num_labels=1,
-    )
+    config = DebertaV2Config(**TINY, max_position_embeddings=32, position_biased_input=False, relative_attention=True)
     DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_cross_encoder).save_pretrained(tmp_path)
     assert opened(tmp_path).max_length == 32
