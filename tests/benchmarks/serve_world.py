@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from axn_ray import sample
 from axn_ray.core.artifact import Manifest, new_artifact
+from axn_ray.core.closed_form import LARGEST
 from axn_ray.core.corpus import Items, read_items, read_queries
 from axn_ray.core.cross_encoder import load_adapter_or_model
 from axn_ray.core.dual_encoder import DualEncoder
@@ -130,9 +131,10 @@ def make_million(folder, n_items=1_000_000):
         columns = {"query_id": queries.ids, "text": queries.texts, "split": ["dev"] * len(queries)}
         pyarrow.parquet.write_table(pyarrow.table(columns), aside / "queries.parquet")
         np.save(aside / "query_embeddings.npy", DualEncoder(MINILM).embed_queries(queries.texts))
-    fitted = Factorization(
-        embeddings.astype(np.float16), ScoreScale(0.0, 0.05), query_map=np.eye(DIM, DIM + 1, dtype=np.float32), noise_variance=0.5
-    )
+    steps = np.max([np.abs(embeddings[start : start + CHUNK]).max(0) for start in range(0, n_items, CHUNK)], 0) / LARGEST
+    rounded = np.concatenate([np.rint(embeddings[at : at + CHUNK] / steps).astype(np.int8) for at in range(0, n_items, CHUNK)])
+    learned = {"query_map": np.eye(DIM, DIM + 1, dtype=np.float32) * steps[:, None], "prior_variance": np.square(steps)}
+    fitted = Factorization(rounded, ScoreScale(0.0, 0.05), noise_variance=0.5, **learned)
     counts = {"items": n_items, "dim": DIM, "scale_alpha": 0.0, "scale_beta": 0.05, "noise_variance": 0.5}
     described = Manifest(kind="factorization", config={"method": "bayes"}, counts=counts, made_from=made_from)
     with new_artifact(folder / "bayes", described) as aside:
