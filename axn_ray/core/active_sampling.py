@@ -59,7 +59,7 @@ class ActiveModel:
         Where there are many queries, to those of `FITTED` of them, evenly spaced.
 
         Raises:
-            FitError, InputError: see `fit_bayes` and `FitInputs`.
+            FitError, InputError: see `iterate_em` and `FitInputs`.
         """
         n_queries = observed.n_queries
         rows = np.linspace(0, n_queries - 1, min(n_queries, FITTED)).astype(np.int64)

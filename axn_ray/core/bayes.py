@@ -7,7 +7,7 @@ runs over queries alone, so the `e_step`s of disjoint queries can be added. Know
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,12 +73,12 @@ SumStatistics = Callable[[BayesModel], SufficientStatistics]
 def e_step(model: BayesModel, inputs: BayesInputs) -> SufficientStatistics:
     """Posterior moments of all queries of `inputs`, summed. The large products are in the item features' own precision.
 
-    Queries go in batches of about equally many observations, the shorter padded with items of features 0. With `R Rᵀ = Sigma`
-    all is computed for `R⁻¹ u_q`, whose prior covariance is the identity.
+    Queries go in batches of about equally many observations, most first, the shorter padded with items of features 0. With
+    `R Rᵀ = Sigma` all is computed for `R⁻¹ u_q`, whose prior covariance is the identity.
     """
     matrix, (dim, n_features) = inputs.matrix, model.weights.shape
     counts = np.diff(matrix.indptr)
-    order = np.argsort(counts, kind="stable")
+    order = np.argsort(-counts, kind="stable")
     total = SufficientStatistics(np.zeros((n_features,) * 2), np.zeros((dim, n_features)), np.zeros((dim,) * 2), 0.0, 0.0, 0, 0)
     root, inverse_root = _roots(model.covariance)
     dtype = inputs.item_features.dtype
@@ -86,14 +86,16 @@ def e_step(model: BayesModel, inputs: BayesInputs) -> SufficientStatistics:
     x = inputs.query_features[order].astype(np.float64)
     means = x @ (inverse_root @ model.weights).T
     shrinkage = np.zeros((dim, dim))
-    size = max(1, BATCH_NUMBERS // (dim * max(1, int(counts.max(initial=0)))))
-    for start in range(0, len(order), size):
-        batch = slice(start, start + size)
+    start = 0
+    while start < len(order):
+        batch = slice(start, start + max(1, BATCH_NUMBERS // (dim * max(1, int(counts[order[start]])))))
         rows, scores = _pad(inputs, order[batch])
-        correction, half = _posterior(anchors[rows], means[batch], scores, model.noise_variance, total)
+        posterior = _posterior_by_item if rows.shape[1] > dim else _posterior
+        correction, shrunk = posterior(anchors[rows], means[batch], scores, model.noise_variance, total)
         total.log_evidence += 0.5 * int((rows == matrix.n_items).sum()) * np.log(2 * np.pi * model.noise_variance)
         means[batch] += correction
-        shrinkage += _gram(half)
+        shrinkage += shrunk
+        start = batch.stop
     means = means @ root.T
     total.n_queries, total.n_observed = len(order), matrix.n_observed
     total.moment_xx, total.moment_mx = x.T @ x, means.T @ x
@@ -119,21 +121,17 @@ def _posterior(
     scores: Float64Array,
     noise_variance: float,
     total: SufficientStatistics,
-) -> tuple[Float64Array, npt.NDArray[np.floating]]:
-    """Posterior means less prior means (n, dim) of n queries at once, and `L⁻¹ A` (n * m, dim) with `L Lᵀ = K`.
+) -> tuple[Float64Array, Float64Array]:
+    """Posterior means less prior means (n, dim) of n queries at once, and the sum of `Aᵀ K⁻¹ A` (dim, dim).
 
-    Anchors A (n, m, dim) of prior covariance 1, prior means (n, dim), scores (n, m). Adds to two sums of `total`. In
-    NumPy: on a CPU its products and Cholesky factors of many small matrices are faster than torch's.
+    Anchors A (n, m, dim) of prior covariance 1, prior means (n, dim), scores (n, m) of covariance K = A Aᵀ + noise. Adds to two
+    sums of `total`. In NumPy: on a CPU its products and Cholesky factors of many small matrices are faster than torch's.
 
     Raises:
         FitError: the scores' covariance K is not positive definite.
     """
     n, m, dim = anchors.shape
-    try:
-        lower = np.linalg.cholesky((anchors @ anchors.mT).astype(np.float64) + noise_variance * np.eye(m))
-    except np.linalg.LinAlgError as error:
-        raise FitError(f"{NOT_POSITIVE}, at noise variance {noise_variance:.3g}; {CURE}") from error
-    inverse = np.stack([scipy.linalg.lapack.dtrtri(each.T)[0].T for each in lower])
+    lower, inverse = _factor((anchors @ anchors.mT).astype(np.float64), noise_variance)
     residual = scores - (anchors @ prior.astype(anchors.dtype)[:, :, None])[:, :, 0]
     z = (inverse @ residual[:, :, None])[:, :, 0]
     half = inverse.astype(anchors.dtype) @ anchors
@@ -143,7 +141,39 @@ def _posterior(
     determinant = float(np.log(np.diagonal(lower, axis1=1, axis2=2)).sum())
     total.log_evidence -= determinant + 0.5 * float(np.vdot(z, z)) + 0.5 * n * m * np.log(2 * np.pi)
     correction = (z.astype(anchors.dtype)[:, None, :] @ half)[:, 0]
-    return correction.astype(np.float64), half.reshape(n * m, dim)
+    return correction.astype(np.float64), _gram(half.reshape(n * m, dim))
+
+
+def _posterior_by_item(
+    anchors: npt.NDArray[np.floating],
+    prior: Float64Array,
+    scores: Float64Array,
+    noise_variance: float,
+    total: SufficientStatistics,
+) -> tuple[Float64Array, Float64Array]:
+    """The same from S = Aᵀ A + noise (dim, dim), which is smaller than K where a query has more scores than there are numbers."""
+    n, m, dim = anchors.shape
+    lower, inverse = _factor((anchors.mT @ anchors).astype(np.float64), noise_variance)
+    residual = scores - (anchors @ prior.astype(anchors.dtype)[:, :, None])[:, :, 0]
+    projected = (anchors.mT @ residual.astype(anchors.dtype)[:, :, None]).astype(np.float64)
+    correction: Float64Array = (inverse.mT @ (inverse @ projected))[:, :, 0]
+    left = residual - (anchors @ correction.astype(anchors.dtype)[:, :, None])[:, :, 0]
+    variance = noise_variance * n * dim - noise_variance**2 * float(np.vdot(inverse, inverse))
+    total.squared_error += float(np.vdot(left, left)) + variance
+    determinant = float(np.log(np.diagonal(lower, axis1=1, axis2=2)).sum()) + 0.5 * n * (m - dim) * np.log(noise_variance)
+    fit = float(np.vdot(left, left)) / noise_variance + float(np.vdot(correction, correction))  # residualᵀ K⁻¹ residual
+    total.log_evidence -= determinant + 0.5 * fit + 0.5 * n * m * np.log(2 * np.pi)
+    return correction, n * np.eye(dim) - noise_variance * _gram(inverse.reshape(n * dim, dim))
+
+
+def _factor(products: Float64Array, noise_variance: float) -> tuple[Float64Array, Float64Array]:
+    """Cholesky factors of `products` (n, m, m) with the noise on their diagonals, and the factors' inverses."""
+    try:
+        lower = np.linalg.cholesky(products + noise_variance * np.eye(products.shape[-1]))
+    except np.linalg.LinAlgError as error:
+        raise FitError(f"{NOT_POSITIVE}, at noise variance {noise_variance:.3g}; {CURE}") from error
+    inverse: Float64Array = np.stack([scipy.linalg.lapack.dtrtri(each.T)[0].T for each in lower])
+    return lower.astype(np.float64, copy=False), inverse
 
 
 def _gram(rows: npt.NDArray[np.floating]) -> Float64Array:
@@ -170,17 +200,18 @@ def m_step(total: SufficientStatistics, prior_weights: Float64Array, weight_pena
     return BayesModel(weights, (covariance + covariance.T) / 2, noise_variance)
 
 
-def fit_bayes(
+def iterate_em(
     sum_statistics: SumStatistics,
     start: BayesModel,
     prior_weights: Float64Array,
     *,
     iterations: int = 6,
     weight_penalty: float = WEIGHT_PENALTY,
-) -> BayesModel:
-    """EM from `start`, W shrunk towards `prior_weights` (dim, n_features); ends early when the evidence hardly grows.
+) -> Iterator[BayesModel]:
+    """The model after each iteration of EM from `start`; ends early when the evidence hardly grows.
 
-    `sum_statistics` is the E-step over all queries: in one process, or spread over many hands.
+    W is shrunk towards `prior_weights` (dim, n_features). `sum_statistics` is the E-step over all queries: in one process, or
+    spread over many hands.
 
     Raises:
         FitError: the evidence is NaN or infinite, or see `m_step`.
@@ -192,11 +223,11 @@ def fit_bayes(
         if not np.isfinite(evidence[-1]):
             raise FitError(f"the log evidence is {evidence[-1]} in iteration {iteration}; {CURE}")
         model = replace(m_step(total, prior_weights, weight_penalty), iterations=model.iterations + 1)
-        said = iteration, total.n_queries, evidence[-1], model.noise_variance
+        said = model.iterations, total.n_queries, evidence[-1], model.noise_variance
         logger.info("iteration %d over %d queries: log evidence %.4f per score, noise variance %.6f", *said)
+        yield model
         if iteration > 1 and evidence[-1] - evidence[-2] < MIN_GAIN:
-            break
-    return model
+            return
 
 
 def start_model(prior_weights: Float64Array, variance: float) -> BayesModel:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,22 +18,21 @@ from axn_ray.core.bayes import (
     Float64Array,
     SumStatistics,
     e_step,
-    fit_bayes,
+    iterate_em,
     start_model,
     whiten,
     with_constant,
 )
-from axn_ray.core.lexical import Feature
-from axn_ray.core.score_matrix import FloatArray, ScoreMatrix, ScoreScale
-from axn_ray.core.tokens import Int32Array
+from axn_ray.core.score_matrix import FloatArray, ItemArray, ScoreMatrix, ScoreScale
 from axn_ray.errors import FitError, InputError
 
 logger = logging.getLogger(__name__)
 
 StoredArray = npt.NDArray[np.floating]  # float32, or float16 as views are stored
 
-BLOCK, SAMPLE, JUDGED = 1 << 14, 1 << 17, 2000
+BLOCK, SAMPLE = 1 << 14, 1 << 17
 LARGEST = 127  # of an int8 whose negative is one, too
+LEAST_STEP = 1e-9  # its square, a prior variance, is far from float32's least
 CONSTANT = 0.3  # the item feature that carries a query's mean score; 1 on the query's side
 VIEW_SCALE = 0.5
 FIRST_PART, FIRST_LEAST = 4, 100  # the first iteration is over every fourth query, and over a hundred where there are as many
@@ -121,11 +119,18 @@ class TrainData:
         x = with_constant(self.query_embeddings[queries.start : queries.stop], 1.0)
         return BayesInputs(self.features.take(observed), x, compact, self.scale)
 
-    def first_part(self) -> "TrainData":
-        """Some of the queries that have scores, evenly spaced: what EM reads first."""
+    def scored(self) -> "TrainData":
+        """The queries that have scores: the others say nothing, and would hold EM where it is."""
         there = np.flatnonzero(np.diff(self.matrix.indptr))
-        n = min(len(there), max(FIRST_LEAST, len(there) // FIRST_PART))
-        rows = there[np.linspace(0, len(there) - 1, n).astype(np.int64)]
+        return self if len(there) == self.matrix.n_queries else self._take(there)
+
+    def first_part(self) -> "TrainData":
+        """Some of the queries, evenly spaced: what EM reads first."""
+        n_queries = self.matrix.n_queries
+        n = min(n_queries, max(FIRST_LEAST, n_queries // FIRST_PART))
+        return self._take(np.linspace(0, n_queries - 1, n).astype(np.int64))
+
+    def _take(self, rows: npt.NDArray[np.int64]) -> "TrainData":
         return replace(self, query_embeddings=self.query_embeddings[rows], matrix=self.matrix.take(rows))
 
 
@@ -137,32 +142,54 @@ def in_one_process(data: TrainData) -> SumStatistics:
     return partial(e_step, inputs=data.share(range(data.matrix.n_queries)))
 
 
-def fit_model(data: TrainData, iterations: int, spread: Spread = in_one_process) -> BayesModel:
+def fit_model(
+    data: TrainData,
+    iterations: int,
+    spread: Spread = in_one_process,
+    judge: Callable[[BayesModel], float] | None = None,
+    patience: int = 3,
+) -> BayesModel:
     """EM from the dual-encoder's own scores: see `ItemFeatures.start_weights`. The first iteration is over part of the queries.
 
-    Its model is nearly as good as one of all of them, for it is the start that holds it back, and costs a fourth.
+    Its model is nearly as good as one of all of them, for it is the start that holds it back, and costs a fourth. With `judge`,
+    a model's error on what is held out, the best model is kept, and EM ends after `patience` iterations without a better one.
 
     Raises:
         InputError: no observations.
-        FitError: see `fit_bayes`.
+        FitError: see `iterate_em`.
     """
     if not data.matrix.n_observed:
         raise InputError("the score matrix is empty; score some pairs first")
+    best, least = None, np.inf
+    for model in _models(data.scored(), iterations, spread):
+        error = 0.0 if judge is None else judge(model)
+        if best is None or judge is None or error < least:
+            best, least = model, error
+        elif model.iterations - best.iterations >= patience:
+            break
+    assert best is not None  # at least one iteration
+    return best
+
+
+def _models(data: TrainData, iterations: int, spread: Spread) -> Iterator[BayesModel]:
+    """After each iteration of EM, the first one over part of the queries."""
     variance = float(np.var(data.scale.scale(data.matrix.scores)))
     prior = data.features.start_weights()
-    model = fit_bayes(spread(data.first_part()), start_model(prior, variance), prior, iterations=1)
-    return fit_bayes(spread(data), model, prior, iterations=iterations - 1) if iterations > 1 else model
+    (model,) = iterate_em(spread(data.first_part()), start_model(prior, variance), prior, iterations=1)
+    yield model
+    if iterations > 1:
+        yield from iterate_em(spread(data), model, prior, iterations=iterations - 1)
 
 
 @dataclass(frozen=True)
 class Embedded:
     """What the search needs: scaled scores are `item_embeddings u + N(0, noise_variance)`, `u ~ N(query_map [x ; 1], prior)`.
 
-    `item_embeddings int8 (n_items, width)`, `query_map float32 (width, dim + 1)`; the prior covariance is diagonal,
-    `prior_variance float32 (width,)`.
+    `item_embeddings int8 (n_items, width)`, or float32 where they are not kept; `query_map float32 (width, dim + 1)`; the prior
+    covariance is diagonal, `prior_variance float32 (width,)`.
     """
 
-    item_embeddings: npt.NDArray[np.int8]
+    item_embeddings: ItemArray
     query_map: FloatArray
     prior_variance: FloatArray
     noise_variance: float
@@ -175,15 +202,16 @@ class Embedded:
 def embed(model: BayesModel, features: ItemFeatures) -> Embedded:
     """Every item in the coordinates of the search (see `whiten`), each direction in steps of its own, rounded to 8 bits.
 
-    A step is the 127th part of the largest number in its direction, or in the sample of the items where they are many. The
-    queries take the steps in, so that inner products stay what they were.
+    A step is the 127th part of the largest number in its direction, or in the sample of the items where they are many, and no
+    less than `LEAST_STEP` of the largest step: where items do not differ at all there is nothing but rounding. The queries take
+    the steps in, so that inner products stay what they were.
 
     Raises:
         FitError: an item embedding is NaN or infinite.
     """
     item_map, query_map = whiten(model)
     largest = np.max([np.abs(block @ item_map.astype(np.float32)).max(axis=0) for block in features.sample()], axis=0)
-    steps = np.where(largest == 0.0, 1.0, largest.astype(np.float64) / LARGEST)
+    steps = np.maximum(largest, LEAST_STEP * (largest.max() or 1.0)).astype(np.float64) / LARGEST
     to_steps = (item_map / steps).astype(np.float32)
     embeddings = np.empty((len(features), len(item_map)), dtype=np.int8)
     for rows, block in features.blocks():
@@ -193,69 +221,3 @@ def embed(model: BayesModel, features: ItemFeatures) -> Embedded:
         embeddings[rows] = np.clip(numbers, -LARGEST, LARGEST)
     in_steps, prior_variance = (steps[:, None] * query_map).astype(np.float32), np.square(steps).astype(np.float32)
     return Embedded(embeddings, in_steps, prior_variance, model.noise_variance)
-
-
-def fit_lexical_weight(
-    embedded: Embedded, query_embeddings: FloatArray, scale: ScoreScale, observed: ScoreMatrix, feature: Feature
-) -> float:
-    """The weight of a feature of query and item in the prior mean of their scaled score; 0 where it does not help.
-
-    Generalized least squares of what the prior mean of each query's observed scores leaves, under the covariance of these
-    scores. Where there are many queries, of `JUDGED` of them.
-    """
-    explained = size = 0.0
-    for system in _systems(embedded, query_embeddings, scale, observed, observed):
-        values = feature(system.query)[system.items].astype(np.float64)
-        solved = np.linalg.solve(system.covariance, values)
-        explained, size = explained + float(solved @ system.residual), size + float(solved @ values)
-    return max(0.0, explained / size) if size else 0.0
-
-
-def held_out_rmse(
-    embedded: Embedded,
-    query_embeddings: FloatArray,
-    scale: ScoreScale,
-    observed: ScoreMatrix,
-    held_out: ScoreMatrix,
-    offset: Feature | None = None,
-) -> float:
-    """Error of the posterior mean, given a query's `observed` scores, on other scores of the same queries; scaled units.
-
-    `offset` is a part of the prior mean beside the embeddings. Where there are many queries, of `JUDGED` of them.
-    """
-    squared, n_judged = 0.0, 0
-    for system in _systems(embedded, query_embeddings, scale, observed, held_out):
-        others, scores = held_out.row(system.query)
-        residual, expected = system.residual, scale.scale(scores)
-        if offset is not None:
-            known = offset(system.query)
-            residual, expected = residual - known[system.items], expected - known[others]
-        u = system.prior + embedded.prior_variance * (system.anchors.T @ np.linalg.solve(system.covariance, residual))
-        squared += float(np.square(embedded.item_embeddings[others].astype(np.float64) @ u - expected).sum())
-        n_judged += len(others)
-    return float(np.sqrt(squared / n_judged))
-
-
-class _System(NamedTuple):
-    """A train query's observed items (m,): embeddings (m, dim), covariance of their scaled scores, these less the prior mean."""
-
-    query: int
-    items: Int32Array
-    anchors: Float64Array
-    prior: Float64Array
-    covariance: Float64Array
-    residual: Float64Array
-
-
-def _systems(
-    embedded: Embedded, query_embeddings: FloatArray, scale: ScoreScale, observed: ScoreMatrix, judged: ScoreMatrix
-) -> Iterator[_System]:
-    """Of the queries with scores in `judged`; of many, `JUDGED` of them, evenly spaced: each is a small system to solve."""
-    priors = embedded.embed_queries(query_embeddings).astype(np.float64)
-    there = np.flatnonzero(np.diff(judged.indptr))
-    for query in there[np.linspace(0, len(there) - 1, min(len(there), JUDGED)).astype(np.int64)].tolist():
-        items, scores = observed.row(query)
-        anchors = embedded.item_embeddings[items].astype(np.float64)
-        covariance = (anchors * embedded.prior_variance) @ anchors.T + embedded.noise_variance * np.eye(len(items))
-        residual = scale.scale(scores).astype(np.float64) - anchors @ priors[query]
-        yield _System(query, items, anchors, priors[query], covariance, residual)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, hash_json, read_manifest
-from axn_ray.core.bayes import with_constant
+from axn_ray.core.bayes import BayesModel, with_constant
 from axn_ray.core.closed_form import (
     Embedded,
     ItemFeatures,
@@ -24,16 +24,15 @@ from axn_ray.core.closed_form import (
     StoredArray,
     TrainData,
     embed,
-    fit_lexical_weight,
     fit_model,
-    held_out_rmse,
     in_one_process,
 )
-from axn_ray.core.epochs import Epoch, best_epoch
 from axn_ray.core.first_round import Bm25Index
+from axn_ray.core.fit_record import FitRecord, judge_fit, record_fit
 from axn_ray.core.fit_share import share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.gradient_fit import GradientFit
+from axn_ray.core.held_out import Watch, fit_lexical_weight, held_out_rmse
 from axn_ray.core.lexical import LexicalMean, Words
 from axn_ray.core.score_matrix import FloatArray, ItemArray, ScoreMatrix, ScoreScale
 from axn_ray.core.towers import GatedTower, split_towers
@@ -47,16 +46,6 @@ QUERY_TOWER = "query_tower.safetensors"
 QUERY_MAP = "query_map.npy"
 PRIOR_VARIANCE = "prior_variance.npy"
 BM25 = "bm25"
-
-
-@dataclass(frozen=True)
-class FitRecord:
-    """How a fit went: epochs run, the best one's number, and held-out RMSE there and of the dual-encoder's embeddings."""
-
-    epochs: int
-    best_epoch: int
-    held_out_rmse: float
-    start_rmse: float
 
 
 @dataclass(frozen=True)
@@ -118,7 +107,7 @@ def fit(
     if config.method == "als":
         scale = inputs.fit_scale()
         embeddings, epochs = fit_als(inputs, scale, config)
-        record = record_fit(epochs, inputs.start_rmse(config, scale))
+        record = record_fit(epochs, inputs.start_rmse(config, scale), config)
         return Factorization(embeddings, scale, None, record, index_ce_calls=score_matrix.n_observed)
     run = GradientFit(share_inputs(inputs), config)
     best: dict[str, Tensor] = {}
@@ -126,7 +115,7 @@ def fit(
         run.run_epoch()
         if run.progress.is_at_best:
             best = run.fitted_state()
-    record = record_fit(run.progress.epochs, run.start_rmse)
+    record = record_fit(run.progress.epochs, run.start_rmse, config)
     if not all(parameter.isfinite().all() for parameter in best.values()):
         raise FitError(f"epoch {record.best_epoch} left NaN or infinite values; lower learning_rate={config.learning_rate}")
     if config.method == "mf_trns":
@@ -134,14 +123,6 @@ def fit(
     query_tower, item_tower = split_towers(best)
     embeddings = item_tower.embed(item_embeddings)
     return Factorization(embeddings, run.scale, query_tower, record, index_ce_calls=score_matrix.n_observed)
-
-
-def record_fit(epochs: list[Epoch], start_rmse: float) -> FitRecord:
-    """How a fit by gradient steps went; warns when it is worse than no fit."""
-    chosen = best_epoch(epochs)
-    record = FitRecord(len(epochs), chosen.number, chosen.held_out_rmse, start_rmse)
-    _judge(record)
-    return record
 
 
 def fit_closed_form(
@@ -155,22 +136,31 @@ def fit_closed_form(
     """`bayes`: EM over the dual-encoder's embeddings and other views (n_items, dim) of the items, reduced to `width` numbers.
 
     With `words`, what they add to the prior mean is fitted to what EM leaves. The held-out RMSE is the posterior mean's, given
-    the query's other observations.
+    the query's other observations; the iteration with the smallest is kept.
 
     Raises:
-        FitError, InputError: see `core.bayes.fit_bayes`, `core.closed_form.embed` and `ItemFeatures`.
+        FitError, InputError: see `core.bayes.iterate_em`, `core.closed_form.embed` and `ItemFeatures`.
     """
     held_out = inputs.held_out(config)
-    observed = inputs.score_matrix.keep(~held_out)
+    observed, hidden = inputs.score_matrix.keep(~held_out), inputs.score_matrix.keep(held_out)
     features = ItemFeatures(inputs.item_embeddings, views).reduce(config.width)
-    model = fit_model(TrainData(features, inputs.query_embeddings, observed, scale), config.epochs, spread)
+    watch, errors = Watch(features, inputs.query_embeddings, scale, observed, hidden), list[float]()
+
+    def judge(model: BayesModel) -> float:
+        errors.append(watch.rmse(model))
+        logger.info("bayes, iteration %d: held-out RMSE %.5f", model.iterations, errors[-1])
+        return errors[-1]
+
+    data = TrainData(features, inputs.query_embeddings, observed, scale)
+    model = fit_model(data, config.epochs, spread, judge, config.patience)
     embedded = embed(model, features)
     lexical = None if words is None else _fit_lexical(embedded, inputs, scale, observed, words)
     offset = None if words is None or lexical is None else lambda query: lexical.of_query(words.query_texts[query])
-    hidden = inputs.score_matrix.keep(held_out)
     rmse = held_out_rmse(embedded, inputs.query_embeddings, scale, observed, hidden, offset)
-    record = FitRecord(model.iterations, model.iterations, rmse, inputs.start_rmse(config, scale))
-    _judge(record, cure="score more pairs")
+    record = FitRecord(len(errors), model.iterations, rmse, inputs.start_rmse(config, scale))
+    known_mean = scale.scale(observed.scores).mean(dtype=np.float64)
+    spread_of_scores = float(np.sqrt(np.mean(np.square(scale.scale(hidden.scores) - known_mean))))
+    judge_fit(record, cure="score more pairs", of_one_score=spread_of_scores)
     n_observed = inputs.score_matrix.n_observed
     return Factorization(
         embedded.item_embeddings,
@@ -190,15 +180,6 @@ def _fit_lexical(
     weight = fit_lexical_weight(embedded, inputs.query_embeddings, scale, observed, words.feature)
     logger.info("weight of shared words in the prior mean: %.5f", weight)
     return LexicalMean(words.index, weight) if weight else None
-
-
-def _judge(record: FitRecord, cure: str = "change learning_rate") -> None:
-    """Say how good the fit is; loudly when it is worse than no fit."""
-    both = record.held_out_rmse, record.start_rmse
-    if record.held_out_rmse < record.start_rmse:
-        logger.info("held-out RMSE %.5f after epoch %d, the dual-encoder's is %.5f", both[0], record.best_epoch, both[1])
-    else:
-        logger.warning("THE FIT IS WORSE THAN NONE: held-out RMSE %.5f, the dual-encoder's is %.5f; %s", *both, cure)
 
 
 def name_scorer(fingerprint: Any) -> str | None:

@@ -13,6 +13,7 @@ from axn_ray.errors import InputError
 Rows = npt.NDArray[np.int64]
 BLOCK = 1 << 16
 VIEWS = "of bayes: what it sees of an item beside its embedding; default: all of de, ce, last layer and half, text and title"
+PASSES = "bayes, als: 6, mf_trns: 10, mf_ind: 12; the first of bayes reads a fourth of the queries"
 METHOD_DEFAULTS = {"mf_trns": {"epochs": 10}, "bayes": {"epochs": 6}, "als": {"epochs": 6, "patience": 1}}
 
 
@@ -24,7 +25,7 @@ class FactorizationConfig(BaseModel):
     method: Literal["mf_ind", "mf_trns", "bayes", "als"] = Field(
         "bayes", description="the closed form over views; towers over frozen embeddings; free embeddings, by steps or by als"
     )
-    epochs: int = Field(12, ge=1, description="passes over the observations, at most; bayes, als: 6, mf_trns: 10, mf_ind: 12")
+    epochs: int = Field(12, ge=1, description=f"passes over the observations, at most; {PASSES}")
     learning_rate: float = Field(1e-3, gt=0, description="of the gradient methods (mf_ind, mf_trns)")
     batch_size: int = Field(2048, ge=1, description="observations per step of the gradient methods, over all workers")
     validation_share: float = Field(0.05, gt=0, le=0.5, description="of the observations, held out to choose the best epoch")

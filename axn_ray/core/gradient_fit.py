@@ -27,7 +27,8 @@ class GradientFit:
 
     The order of observations depends on seed and epoch alone. A step takes the next `batch_size` of them, each worker
     those of its own queries, and gradients are summed over workers before they are applied: any number of workers takes
-    the same steps, up to the order of floating-point sums. The order costs every worker 8 bytes per observation.
+    the same steps, up to the order of floating-point sums. The order costs every worker 16 bytes per observation, and
+    while it is drawn 8 more.
 
     Raises:
         InputError: see `ScoreScale.fit`.

@@ -58,7 +58,9 @@ class RowParts:
         for start in range(0, self.shape[0], BLOCK):
             block = self.read(range(start, min(start + BLOCK, self.shape[0])))
             if not np.isfinite(block).all():
-                raise FitError(f"rows {start} to {start + len(block) - 1} came out NaN or infinite; lower learning_rate")
+                raise FitError(
+                    f"rows {start} to {start + len(block) - 1} came out NaN or infinite; lower learning_rate, or raise als' ridge"
+                )
             joined[start : start + len(block)] = block
         joined.flush()
 

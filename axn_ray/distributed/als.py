@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 from axn_ray.core.als import join_columns, solve_rows, sum_squared_errors, transpose
 from axn_ray.core.embedded_corpus import ITEM_EMBEDDINGS
 from axn_ray.core.epochs import FitProgress
-from axn_ray.core.factorization import Factorization, record_fit
+from axn_ray.core.factorization import Factorization
+from axn_ray.core.fit_record import record_fit
 from axn_ray.core.fit_share import StoredInputs, share_rows
 from axn_ray.core.fitting import FactorizationConfig, draw_held_out
 from axn_ray.core.row_parts import RowParts, write_part
@@ -87,7 +88,7 @@ def factorize_by_als(
         ]
         ray.get(solving)
         progress.add(*measure(solved, epoch))
-    record = record_fit(progress.epochs, float(np.sqrt(start_mse)))
+    record = record_fit(progress.epochs, float(np.sqrt(start_mse)), config)
     RowParts(folder, f"items-{record.best_epoch}").join(folder / ITEM_EMBEDDINGS)
     embeddings = np.load(folder / ITEM_EMBEDDINGS, mmap_mode="r", allow_pickle=False)
     return Factorization(embeddings, scale, None, record, index_ce_calls=inputs.n_observed)

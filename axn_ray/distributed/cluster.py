@@ -43,6 +43,16 @@ def gpus_per_worker() -> int:
     return int(ray.cluster_resources().get("GPU", 0) >= 1)
 
 
+def warn_of_threads(threads: int) -> None:
+    """Say so where no node has as many CPUs as a process asks for: Ray then waits for one, without a word."""
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if threads > largest:
+        said = threads, threads, largest
+        logger.warning(
+            "processes of %d threads need a node of %d CPUs, the largest has %d: waiting for one; lower threads", *said
+        )
+
+
 def split_evenly(n: int, size: int) -> Sequence[range]:
     """Rows 0..n-1 in ranges of at most `size`."""
     return [range(start, min(start + size, n)) for start in range(0, n, size)]

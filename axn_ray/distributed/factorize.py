@@ -36,6 +36,7 @@ from axn_ray.core.lexical import Words
 from axn_ray.core.score_store import load_scores, match_rows, read_scored_queries, read_spans
 from axn_ray.distributed.als import factorize_by_als
 from axn_ray.distributed.bayes_fit import spread_on_ray
+from axn_ray.distributed.cluster import warn_of_threads
 from axn_ray.distributed.embed_views import open_views
 from axn_ray.distributed.train_factorization import train_factorization
 from axn_ray.errors import InputError
@@ -63,9 +64,10 @@ def factorize_scores(
         FitError: the fit diverged.
     """
     check_replaceable(out, KIND)
+    warn_of_threads(threads)
     corpus, manifest = load_embedded_corpus(embeddings), read_manifest(scores, "scores")
     rows = find_queries(corpus, embeddings, scores, manifest)
-    made_from = {**manifest.made_from, "dual_encoder": corpus.dual_encoder}
+    made_from = {**manifest.made_from, "dual_encoder": corpus.dual_encoder, "scores": hash_file(scores / MANIFEST)}
     if (scorer := name_scorer(manifest.config.get("fingerprint"))) is not None:
         made_from["scorer"] = scorer
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,13 +21,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from axn_ray.core.embedded_corpus import ITEM_EMBEDDINGS
 from axn_ray.core.epochs import Epoch
-from axn_ray.core.factorization import Factorization, record_fit
+from axn_ray.core.factorization import Factorization
+from axn_ray.core.fit_record import record_fit
 from axn_ray.core.fit_share import StoredInputs, share_rows
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.gradient_fit import GradientFit, read_shared_state
 from axn_ray.core.row_parts import RowParts, write_part
 from axn_ray.core.score_matrix import ScoreScale
+from axn_ray.core.score_store import lock_folder
 from axn_ray.core.towers import GatedTower, split_towers
+from axn_ray.distributed.cluster import gpus_per_worker
 from axn_ray.distributed.train_steps import lines_logged
 from axn_ray.errors import AxnError, FitError
 
@@ -50,10 +53,11 @@ def train_factorization(
     """Fit on Ray Train; the item embeddings are memory-mapped from a file in `folder`, which all nodes must see.
 
     Checkpoints go to `storage` under `name`; with the same ones a later call goes on where this one stopped, also with
-    another number of workers. With `num_workers` (least, most) the fit has as many as find room, and grows and shrinks
-    between epochs as nodes come and go.
+    another number of workers. With `num_workers` (least, most) the fit has as many as find room, and grows and shrinks as
+    nodes come and go; the epoch that a change interrupts runs again.
 
     Raises:
+        ArtifactError: another process runs the same fit.
         FitError: the fit diverged, or its inputs cannot be fitted.
     """
     run_config = RunConfig(
@@ -65,7 +69,7 @@ def train_factorization(
             num_to_keep=1, checkpoint_score_attribute="held_out_rmse", checkpoint_score_order="min"
         ),
     )
-    with lines_logged(config.method) as queue:
+    with lock_folder(storage.resolve() / name), lines_logged(config.method) as queue:
         loop_config = {"inputs": inputs, "config": config.model_dump(), "threads": threads, "queue": queue}
         scaling = scale_workers(num_workers, threads)
         result = TorchTrainer(_train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config).fit()
@@ -74,7 +78,7 @@ def train_factorization(
     ((best, _),) = result.best_checkpoints[-1:]
     with best.as_directory() as at_best, result.checkpoint.as_directory() as at_last:
         state = read_shared_state(Path(at_last))
-        record = record_fit([Epoch(**epoch) for epoch in state["epochs"]], state["start_rmse"])
+        record = record_fit([Epoch(**epoch) for epoch in state["epochs"]], state["start_rmse"], config)
         tower = None
         if config.method == "mf_ind":
             tower, item_tower = split_towers(read_shared_state(Path(at_best))["model"]["towers"])
@@ -108,7 +112,7 @@ def scale_workers(num_workers: int | tuple[int, int], threads: int) -> ScalingCo
             "%d workers x %d threads need %d CPUs, the cluster has %d: waiting for nodes; add some or lower workers or threads",
             *(fewest, threads, needed, there),
         )
-    return ScalingConfig(num_workers=num_workers, use_gpu=torch.cuda.is_available(), resources_per_worker={"CPU": threads})
+    return ScalingConfig(num_workers=num_workers, use_gpu=bool(gpus_per_worker()), resources_per_worker={"CPU": threads})
 
 
 def _train_loop(loop_config: dict[str, Any]) -> str | None:

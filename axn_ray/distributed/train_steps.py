@@ -18,7 +18,9 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from axn_ray.core.score_store import lock_folder
 from axn_ray.core.train_steps import check_loss
+from axn_ray.distributed.cluster import gpus_per_worker
 from axn_ray.errors import FitError
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def run_steps(
     its `loop_config`, whose lines are logged as those of `what`.
 
     Raises:
+        ArtifactError: another process runs the same training.
         FitError: the loss diverged.
     """
     run_config = RunConfig(
@@ -65,8 +68,8 @@ def run_steps(
         failure_config=FailureConfig(max_failures=3),
         checkpoint_config=CheckpointConfig(num_to_keep=1),
     )
-    scaling = ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available())
-    with lines_logged(what) as queue:
+    scaling = ScalingConfig(num_workers=workers, use_gpu=bool(gpus_per_worker()))
+    with lock_folder(storage.resolve() / name), lines_logged(what) as queue:
         given = {**loop_config, "queue": queue}
         guarded = partial(_say_what_failed, loop)
         result = TorchTrainer(guarded, train_loop_config=given, scaling_config=scaling, run_config=run_config).fit()

@@ -19,11 +19,12 @@ from threadpoolctl import threadpool_limits
 
 from axn_ray.core.als import fit_als
 from axn_ray.core.artifact import Manifest, seal
-from axn_ray.core.closed_form import ItemFeatures, TrainData, embed, fit_model, held_out_rmse
+from axn_ray.core.closed_form import ItemFeatures, TrainData, embed, fit_model
 from axn_ray.core.embedded_corpus import ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, load_embedded_corpus
 from axn_ray.core.fit_share import StoredInputs, share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.gradient_fit import GradientFit, read_shared_state
+from axn_ray.core.held_out import held_out_rmse
 from axn_ray.core.score_store import load_scores, read_spans, write_ids, write_shard
 from axn_ray.distributed.als import factorize_by_als
 from axn_ray.distributed.cluster import join_cluster, split_evenly
@@ -115,7 +116,10 @@ def one_epoch(method, n_items, n_observed, workers):
             epoch = read_shared_state(state.parent)["epochs"][0]
     whole = time.monotonic() - started
     logging.getLogger("axn_ray.core.epochs").removeHandler(handler)
-    seconds, sent = (epoch["seconds"], epoch["sent_bytes"]) if isinstance(epoch, dict) else (epoch.seconds, 0)
+    if isinstance(epoch, dict):
+        seconds, sent = epoch["seconds"], {"sent_mb_per_worker": round(epoch["sent_bytes"] / 1e6, 1)}
+    else:  # als exchanges rows by the object store and the disk, which nobody counts
+        seconds, sent = epoch.seconds, {}
     row = {
         "method": method,
         "items": n_items,
@@ -124,7 +128,7 @@ def one_epoch(method, n_items, n_observed, workers):
         "epoch_seconds": round(seconds, 2),
         "whole_seconds": round(whole, 1),
         "peak_mb_per_worker": round(memory.peak / 1e6),
-        "sent_mb_per_worker": round(sent / 1e6, 1),
+        **sent,
         "held_out_rmse": round(fitted.record.held_out_rmse, 5),
         "start_rmse": round(fitted.record.start_rmse, 5),
     }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from axn_ray.core.bayes import BayesInputs, BayesModel, e_step, fit_bayes, start_model, whiten
+from axn_ray.core.bayes import BayesInputs, BayesModel, e_step, iterate_em, start_model, whiten
 from axn_ray.core.estimators import Ridge
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.errors import FitError
@@ -35,7 +35,9 @@ def inputs_of(items, queries, matrix, span=range(N_QUERIES)):
 
 def fit(items, queries, matrix, **settings):
     inputs = inputs_of(items, queries, matrix)
-    return fit_bayes(lambda model: e_step(model, inputs), start_model(START, float(np.var(matrix.scores))), START, **settings)
+    start = start_model(START, float(np.var(matrix.scores)))
+    *_, model = iterate_em(lambda model: e_step(model, inputs), start, START, **settings)
+    return model
 
 
 def posterior(model, items, x, anchors, scores):
@@ -47,11 +49,13 @@ def posterior(model, items, x, anchors, scores):
     return prior + covariance @ a.T @ (scores - a @ prior) / model.noise_variance, covariance
 
 
-def test_e_step_equals_plain_inverses(world):
+@pytest.mark.parametrize("per_query", [4, 12])  # fewer than there are numbers, and more: two ways to the same
+def test_e_step_equals_plain_inverses(world, per_query):
     items, queries, matrix, truth = world
     items = items.astype(np.float64)
+    matrix = matrix.keep(np.arange(matrix.n_observed) % 12 < per_query)
     total = e_step(truth, inputs_of(items, queries, matrix, range(20)))
-    moment_mx, spread, squared_error = np.zeros((DIM, FEATURES)), np.zeros((DIM, DIM)), 0.0
+    moment_mx, spread, squared_error, evidence = np.zeros((DIM, FEATURES)), np.zeros((DIM, DIM)), 0.0, 0.0
     for query in range(20):
         anchors, scores = matrix.row(query)
         mean, covariance = posterior(truth, items, queries[query], anchors, scores)
@@ -59,10 +63,23 @@ def test_e_step_equals_plain_inverses(world):
         moment_mx += np.outer(mean, queries[query])
         spread += covariance + np.outer(mean, mean)
         squared_error += ((scores - a @ mean) ** 2).sum() + np.trace(a @ covariance @ a.T)
+        of_scores = a @ truth.covariance @ a.T + truth.noise_variance * np.eye(len(a))
+        evidence += multivariate_normal.logpdf(scores, a @ (truth.weights @ queries[query]), of_scores)
     np.testing.assert_allclose(total.moment_mx, moment_mx, rtol=1e-8)
     np.testing.assert_allclose(total.spread, spread, rtol=1e-8)
     assert total.squared_error == pytest.approx(squared_error, rel=1e-8)
-    assert (total.n_queries, total.n_observed) == (20, 240)
+    assert total.log_evidence == pytest.approx(evidence, rel=1e-8)
+    assert (total.n_queries, total.n_observed) == (20, 20 * per_query)
+
+
+def test_batches_of_unlike_queries_add_up(world, monkeypatch):
+    items, queries, matrix, truth = world
+    items, kept = items.astype(np.float64), np.random.default_rng(1).random(matrix.n_observed) < 0.5
+    inputs = inputs_of(items, queries, matrix.keep(kept))
+    whole = e_step(truth, inputs)
+    monkeypatch.setattr("axn_ray.core.bayes.BATCH_NUMBERS", 3 * DIM * 8)  # some of them of one query, some of many
+    for name, value in vars(e_step(truth, inputs)).items():
+        np.testing.assert_allclose(value, getattr(whole, name), rtol=1e-9)
 
 
 def test_em_says_how_many_iterations_it_took(world):

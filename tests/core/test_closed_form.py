@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from axn_ray.core.bayes import fit_bayes, start_model, whiten
+from axn_ray.core.bayes import iterate_em, start_model, whiten
 from axn_ray.core.closed_form import (
     CONSTANT,
     VIEW_SCALE,
@@ -9,11 +9,11 @@ from axn_ray.core.closed_form import (
     ItemFeatures,
     TrainData,
     embed,
-    fit_lexical_weight,
     fit_model,
-    held_out_rmse,
     in_one_process,
 )
+from axn_ray.core.estimators import Ridge
+from axn_ray.core.held_out import Watch, fit_lexical_weight, held_out_rmse
 from axn_ray.core.score_matrix import ScoreMatrix, ScoreScale
 from axn_ray.errors import FitError, InputError
 
@@ -194,7 +194,7 @@ def test_held_out_error_of_many_queries_is_that_of_a_few_evenly_spaced(world, mo
     _, queries, view, matrix = world
     embedded, every = fitted(world, [view])
     observed, held_out = split(matrix)
-    monkeypatch.setattr("axn_ray.core.closed_form.JUDGED", 3)
+    monkeypatch.setattr("axn_ray.core.held_out.JUDGED", 3)
     few = held_out_rmse(embedded, queries, RAW, observed, held_out)
     chosen = np.isin(held_out.query_index, [0, (N_QUERIES - 1) // 2, N_QUERIES - 1])
     monkeypatch.undo()
@@ -238,7 +238,7 @@ def test_the_first_iteration_reads_a_fourth_of_the_queries_that_have_scores(worl
     rows = np.repeat(np.arange(0, 2 * n_queries, 2, dtype=np.int32), 3)  # every other query has none
     columns = np.tile(np.arange(3, dtype=np.int32), n_queries)
     matrix = ScoreMatrix.from_triples(rows, columns, rows.astype(np.float32), 2 * n_queries, N_ITEMS)
-    part = TrainData(ItemFeatures(items), queries, matrix, RAW).first_part()
+    part = TrainData(ItemFeatures(items), queries, matrix, RAW).scored().first_part()
     assert part.matrix.n_queries == len(part.query_embeddings) == expected
     chosen = part.matrix.scores.reshape(-1, 3)[:, 0].astype(int)  # each score is its query's number
     np.testing.assert_array_equal(part.query_embeddings, queries[chosen])
@@ -246,11 +246,84 @@ def test_the_first_iteration_reads_a_fourth_of_the_queries_that_have_scores(worl
     assert chosen[-1] == 2 * n_queries - 2
 
 
+def test_queries_without_scores_change_nothing(world):
+    items, queries, view, matrix = world
+    features = ItemFeatures(items, [view])
+    model = fit_model(TrainData(features, queries, matrix, RAW), 3)
+    indptr = np.concatenate([matrix.indptr, np.full(N_QUERIES, matrix.indptr[-1])])
+    padded = ScoreMatrix(indptr, matrix.item_index, matrix.scores, N_ITEMS)
+    same = fit_model(TrainData(features, np.concatenate([queries, queries]), padded, RAW), 3)
+    np.testing.assert_array_equal(same.covariance, model.covariance)
+    assert same.noise_variance == model.noise_variance
+
+
+@pytest.mark.parametrize(
+    ("errors", "patience", "best", "judged"),
+    [([5, 4, 3, 2, 1, 0], 3, 6, 6), ([5, 1, 2, 2, 0, 0], 2, 2, 4), ([1, 1, 1, 1, 1, 1], 9, 1, 6)],
+)
+def test_the_best_iteration_is_kept_and_patience_ends_the_fit(world, errors, patience, best, judged):
+    items, queries, view, matrix = world
+    seen = []
+
+    def judge(model):
+        seen.append(model)
+        return errors[len(seen) - 1]
+
+    model = fit_model(TrainData(ItemFeatures(items, [view]), queries, matrix, RAW), 6, judge=judge, patience=patience)
+    assert model.iterations == best
+    assert len(seen) == judged
+
+
+@pytest.mark.parametrize("watched", [3, 500])
+def test_an_iteration_is_watched_by_the_held_out_error_of_its_model(world, monkeypatch, watched):
+    items, queries, view, matrix = world
+    observed, held_out = split(matrix)
+    features = ItemFeatures(items, [view])
+    model = fit_model(TrainData(features, queries, observed, RAW), 3)
+    item_map, query_map = (part.astype(np.float32) for part in whiten(model))
+    ones = np.ones(len(item_map), np.float32)
+    exact = Embedded(features.take(slice(None)) @ item_map, query_map, ones, model.noise_variance)
+    chosen = np.isin(held_out.query_index, [0, (N_QUERIES - 1) // 2, N_QUERIES - 1]) | (watched > N_QUERIES)
+    expected = held_out_rmse(exact, queries, RAW, observed, held_out.keep(chosen))
+    monkeypatch.setattr("axn_ray.core.held_out.WATCHED", watched)
+    assert Watch(features, queries, RAW, observed, held_out).rmse(model) == pytest.approx(expected, rel=1e-4)
+
+
+def test_held_out_error_of_a_query_with_very_many_scores_is_by_some_of_them(world, monkeypatch):
+    _, queries, view, matrix = world
+    embedded, every = fitted(world, [view])
+    observed, held_out = split(matrix)
+    monkeypatch.setattr("axn_ray.core.held_out.MOST_ANCHORS", 4)
+    few = held_out_rmse(embedded, queries, RAW, observed, held_out)
+    places = np.linspace(0, PER_QUERY - 2, 4).astype(int)
+    some = observed.keep(np.isin(np.arange(observed.n_observed) % (PER_QUERY - 1), places))
+    monkeypatch.undo()
+    assert few == pytest.approx(held_out_rmse(embedded, queries, RAW, some, held_out))
+    assert few > every
+
+
+def test_dimensions_that_no_item_uses_do_not_end_in_a_prior_of_zero(world):
+    items, queries, view, matrix = world
+    zeros = np.zeros((N_ITEMS, 10), np.float32)
+    for seed in range(12):
+        used = np.random.default_rng(seed).permutation(DIM + 10)
+        wide, wide_queries = (
+            np.column_stack([part, np.zeros((len(part), 10), np.float32)])[:, used] for part in (items, queries)
+        )
+        features = ItemFeatures(wide, [view, zeros])
+        found = embed(fit_model(TrainData(features, wide_queries, matrix, RAW), 3), features)
+        assert (found.prior_variance > 0).all()
+        prior = found.embed_queries(wide_queries[:1])[0]
+        learned = Ridge(found.item_embeddings, RAW, prior, found.noise_variance, prior_variance=found.prior_variance)
+        learned.observe(*matrix.row(0))
+        assert np.isfinite(learned.query_embedding).all()
+
+
 def test_from_a_part_of_the_queries_em_comes_to_the_same_model(world):
     items, queries, view, matrix = world
     data = TrainData(ItemFeatures(items, [view]), queries, matrix, RAW)
     prior = data.features.start_weights()
-    from_all = fit_bayes(in_one_process(data), start_model(prior, float(np.var(matrix.scores))), prior, iterations=60)
+    *_, from_all = iterate_em(in_one_process(data), start_model(prior, float(np.var(matrix.scores))), prior, iterations=60)
     from_part = fit_model(data, 60)
     assert from_part.noise_variance == pytest.approx(from_all.noise_variance, rel=0.03)
     np.testing.assert_allclose(from_part.weights, from_all.weights, atol=0.02)

@@ -1,4 +1,5 @@
 import logging
+import re
 import threading
 
 import numpy as np
@@ -264,6 +265,19 @@ def test_a_fit_that_is_worse_than_none_is_loud(small_world, caplog):
     assert "THE FIT IS WORSE THAN NONE" in warning.message
     assert f"{record.held_out_rmse:.5f}" in warning.message
     assert f"{record.start_rmse:.5f}" in warning.message
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("bayes", "that of one score for all is .*; score more pairs"), ("als", "raise ridge=0.01")]
+)
+def test_a_fit_to_noise_is_loud_and_names_its_own_cure(method, said, caplog):
+    rng = np.random.default_rng(0)
+    items, queries = (rng.normal(size=(n, 16)).astype(np.float32) / 4 for n in (200, 60))
+    rows, columns = np.repeat(np.arange(60, dtype=np.int32), 20), np.tile(np.arange(20, dtype=np.int32), 60)
+    noise = ScoreMatrix.from_triples(rows, columns, rng.normal(size=1200).astype(np.float32), 60, 200)
+    with caplog.at_level(logging.WARNING, logger="axn_ray"):
+        fit(noise, items, queries, FactorizationConfig(method=method))
+    assert re.search(f"THE FIT IS WORSE THAN NONE: .*{said}", caplog.text)
 
 
 @pytest.mark.parametrize("method", ["mf_ind", "mf_trns"])

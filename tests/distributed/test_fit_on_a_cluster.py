@@ -1,6 +1,8 @@
-"""Fits on a real Ray cluster of two nodes, one of which is lost on the way: an elastic fit ends where an undisturbed one does."""
+"""Fits on a real Ray cluster of two nodes, one of which goes or comes on the way: they end where an undisturbed one does."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import psutil
@@ -13,6 +15,7 @@ from axn_ray.core.closed_form import ItemFeatures, TrainData, fit_model
 from axn_ray.core.factorization import fit
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.score_matrix import ScoreScale
+from axn_ray.distributed import train_factorization
 from axn_ray.distributed.bayes_fit import spread_on_ray
 from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.factorize import factorize_scores
@@ -66,6 +69,29 @@ def test_a_lost_node_costs_no_epoch(cluster, tmp_path, method):
     np.testing.assert_allclose(fitted.item_embeddings, expected.item_embeddings, atol=1e-5)
     assert fitted.record.epochs == expected.record.epochs
     assert fitted.record.held_out_rmse == pytest.approx(expected.record.held_out_rmse, rel=1e-4)
+
+
+def test_a_node_that_joins_takes_its_part(monkeypatch, cluster, tmp_path):
+    nodes, other = cluster
+    nodes.remove_node(other)
+    torch.set_num_threads(1)
+    every_second = partial(train_factorization.ScalingConfig, elastic_resize_monitor_interval_s=1.0)  # not once a minute
+    monkeypatch.setattr(train_factorization, "ScalingConfig", every_second)
+    world, storage = make_world(), tmp_path / "storage"
+    config = FactorizationConfig(method="mf_trns", learning_rate=3e-3, batch_size=256, epochs=15, patience=15)
+    stored, threads = save_world(tmp_path, *world), NODE["num_cpus"]
+    with ThreadPoolExecutor(1) as pool:
+        run = partial(factorize_scores, *stored, config, tmp_path / "out", num_workers=(1, 2), threads=threads, storage=storage)
+        fitting = pool.submit(run)
+        wait_until(lambda: fitting.done() or list(storage.glob("*/checkpoint_manager_snapshot.json")))
+        assert len(training_workers()) == 1
+        nodes.add_node(**NODE)
+        wait_until(lambda: fitting.done() or len(training_workers()) == 2)
+        assert not fitting.done(), "the second worker must come while epochs are still to be run"
+        fitted = fitting.result()
+    expected = fit(*world, config)
+    np.testing.assert_allclose(fitted.item_embeddings, expected.item_embeddings, atol=1e-5)
+    assert fitted.record.epochs == expected.record.epochs
 
 
 def computes_a_share(node):
