@@ -262,7 +262,7 @@ def _add_state(api: FastAPI, ingress: "IngressDeployment") -> None:
     async def info() -> dict[str, Any]:
         """The model, the index and the limits."""
         args = ingress.args
-        names = ("max_budget", "max_documents", "max_queries", "max_query_chars", "deadline_ms")
+        names = ("max_budget", "max_documents", "max_queries", "max_query_chars", "max_document_chars", "deadline_ms")
         limits = {name: getattr(args, name) for name in names}
         return {"version": axn_ray.__version__, **await ingress.describe(), "limits": limits}
 

@@ -20,6 +20,7 @@ class AppArgs(CrossEncoderConfig):
     max_budget: int = Field(1000, ge=1, description="CE calls that one search may ask for")
     max_queries: int = Field(64, ge=1, description="queries in one request")
     max_query_chars: int = Field(10_000, ge=1, description="characters of a query; a longer one is 422")
+    max_document_chars: int = Field(100_000, ge=1, description="characters of a document; what follows is not read")
     max_documents: int = Field(1000, ge=1, description="documents in one request of the rerank and score routes")
     max_body_bytes: int = Field(8 << 20, ge=1, description="bytes of a request; more is 413")
     deadline_ms: int = Field(30_000, ge=1, description="of requests that name none; no request may ask for more")

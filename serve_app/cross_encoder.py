@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 from ray.util.metrics import Gauge
 
+from axn_ray.core.artifact import hash_json
 from axn_ray.core.factorization import warn_of_other_scorer
 from axn_ray.core.pairs import PairScores, count_tokens
 from axn_ray.core.threaded import ThreadedScorer
@@ -39,7 +41,7 @@ class CrossEncoderDeployment:
         self._scorer = ThreadedScorer(args, args.threads or max(1, int(cpus)))
         index = open_index(args)
         warn_of_other_scorer(Path(args.index), index.made_from, self._scorer.fingerprint)
-        self._version = index.version
+        self._version, self._name = index.version, hash_json(self._scorer.fingerprint)
         self._items = prepare_items(index.corpus.items, self._scorer, args.cache)
         self._item_tokens = count_tokens(self._items)
         self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs)
@@ -60,22 +62,30 @@ class CrossEncoderDeployment:
     async def score_texts(
         self, queries: list[str], documents: list[str], max_document_tokens: int | None, timeout_s: float
     ) -> Scored | Refused:
-        """Score n pairs of texts -> (n,); one query stands for all its documents."""
+        """Score n pairs of texts -> (n,); one query stands for all its documents. Documents lose what no model would read."""
+        limit = self._args.max_document_chars
+        is_long = np.array([len(document) > limit for document in documents])
+        documents = [document[:limit] for document in documents]
         prepared = await asyncio.to_thread(lambda: (self._scorer.tokenize_queries(queries), self._scorer.tokenize(documents)))
         items = prepared[1] if max_document_tokens is None else _cut(prepared[1], max_document_tokens)
         rows = np.arange(len(documents), dtype=np.int32)
         query_rows = rows if len(queries) == len(documents) else np.zeros_like(rows)
         tokens = count_tokens(prepared[0])[query_rows] + count_tokens(items)
-        return await self._score(Pairs(prepared[0], items, query_rows, rows, tokens), timeout_s)
+        return await self._score(Pairs(prepared[0], items, query_rows, rows, tokens), timeout_s, is_long=is_long)
 
-    async def _score(self, pairs: Pairs, timeout_s: float, is_admitted: bool = False) -> Scored | Refused:
+    async def _score(
+        self, pairs: Pairs, timeout_s: float, is_admitted: bool = False, is_long: npt.NDArray[np.bool_] | None = None
+    ) -> Scored | Refused:
+        self._queued_pairs.set(self._queue.n_queued + len(pairs))  # now: nothing ends while a model hangs
         try:
             scored = await self._queue.score(pairs, timeout_s=timeout_s, is_admitted=is_admitted)
         except QueueFullError as error:
             waiting = f"{self._queue.n_queued} pairs wait for the cross-encoder"
             return Refused("overloaded", f"{waiting}; try again in {error.retry_after_s:.0f} s", error.retry_after_s)
         except TimeoutError:
-            return Refused("deadline", f"{len(pairs)} pairs were not scored within {timeout_s:.1f} s; raise the deadline")
+            return Refused(
+                "deadline", f"{len(pairs)} pairs were not scored within {timeout_s:.1f} s; send fewer, or raise deadline_ms"
+            )
         except AxnError as error:
             return Refused("scorer_failed", str(error))
         except Exception as error:
@@ -84,13 +94,16 @@ class CrossEncoderDeployment:
         finally:
             self._queued_pairs.set(self._queue.n_queued)
             self._batch_fill.set(self._queue.batch_fill)
-        return self._describe_scores(pairs, scored)
+        return self._describe_scores(pairs, scored, np.zeros(len(pairs), dtype=np.bool_) if is_long is None else is_long)
 
-    def _describe_scores(self, pairs: Pairs, scored: PairScores) -> Scored:
-        max_length, tokens = self._scorer.max_length, pairs.tokens + self._scorer.n_special
-        cut = 0 if max_length is None else int((tokens > max_length).sum())
-        total = int(np.minimum(tokens, max_length or np.iinfo(np.int64).max).sum())
-        return Scored(scored.scores, dict(scored.failures), cut, total, self._queue.n_queued)
+    def _describe_scores(self, pairs: Pairs, scored: PairScores, is_long: npt.NDArray[np.bool_]) -> Scored:
+        """What was scored was cut where it was too long for the model, unless its chunks were scored, or for the app."""
+        max_length, tokens, good = self._scorer.max_length, pairs.tokens + self._scorer.n_special, ~np.isnan(scored.scores)
+        limit = np.iinfo(np.int64).max if max_length is None or self._args.overlong == "chunk-max" else max_length
+        cut = int(((tokens > limit) | is_long)[good].sum())
+        total = int(np.minimum(tokens, limit)[good].sum())
+        queue = self._queue
+        return Scored(scored.scores, dict(scored.failures), cut, total, queue.n_queued, queue.pairs_per_second, self._name)
 
     def describe(self) -> dict[str, Any]:
         """What `/info` says of the model."""

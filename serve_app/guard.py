@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.keys import ApiKeys
@@ -53,6 +54,8 @@ class Guard:
         try:
             body = await self._admit(scope, headers, receive)
             await self._app(scope, _replay(body, receive), watch)
+        except ClientDisconnect:
+            pass  # nobody is left to read an answer
         except HttpProblem as problem:
             await problem.response(request_id)(scope, receive, watch)
         except Exception:
@@ -76,6 +79,7 @@ class Guard:
 
         Raises:
             HttpProblem: no valid key, or a body that is too large.
+            ClientDisconnect: the client left before its body was whole.
         """
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         if path not in OPEN and not self._keys.is_valid(headers.get("authorization"), headers.get("x-api-key")):
@@ -87,7 +91,7 @@ class Guard:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                break
+                raise ClientDisconnect
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._max_body_bytes:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,9 @@ from serve_app.problems import HttpProblem, check_query
 from serve_app.schemas import SearchRequest
 from serve_app.tracing import set_up_tracing, span
 
+Message = Round | SearchReply | Refused
 GRACE_S = 5.0  # a retriever answers by the deadline itself; this is for one that does not
+MOST_WAIT_S = 60.0  # that a client is told to wait
 DESCRIBED_S = 1.0  # how long index and model are taken to be there
 
 
@@ -41,6 +43,7 @@ class IngressDeployment:
         check_bind(_listening_host(), self.keys)
         self._retriever, self._cross_encoder = retriever, cross_encoder
         self._pending_pairs = 0
+        self._pairs_per_second = 0.0  # of the cross-encoder replica heard last
         self._described: dict[str, Any] = {}
         self._described_at = -math.inf
 
@@ -86,8 +89,9 @@ class IngressDeployment:
             HttpProblem: 429, more pairs are promised than may wait.
         """
         if self._pending_pairs and self._pending_pairs + pairs > self.args.max_queued_pairs:
-            waiting = f"{self._pending_pairs} pairs are being scored or wait"
-            raise HttpProblem(429, "overloaded", f"{waiting}, no room for {pairs} more; try again later", None, 1.0)
+            wait_s = min(MOST_WAIT_S, max(1.0, self._pending_pairs / (self._pairs_per_second or math.inf)))
+            promised = f"{self._pending_pairs} pairs are promised to requests under way"
+            raise HttpProblem(429, "overloaded", f"{promised}, no room for {pairs} more; try again later", None, wait_s)
         self._pending_pairs += pairs
         try:
             yield
@@ -108,7 +112,7 @@ class IngressDeployment:
                     lambda left: self._retriever.search.remote(_with_time(traced, left - GRACE_S)), job.timeout_s + GRACE_S
                 )
         except TimeoutError:
-            raise HttpProblem(504, "deadline", "the retriever did not answer by the deadline; try again") from None
+            raise _late() from None
         except GONE as error:
             raise _no_retriever(error) from error
         return self.finish(job, answer, started)
@@ -120,7 +124,9 @@ class IngressDeployment:
             HttpProblem: it was refused.
         """
         if isinstance(answer, Refused):
+            self.metrics.count_scored("/v1/search", answer.ce_calls, answer.tokens)
             raise HttpProblem.of(answer)
+        self._pairs_per_second = answer.pairs_per_second or self._pairs_per_second
         seconds = time.monotonic() - started
         body = {**answer.body, "timing_ms": {"total": round(seconds * 1000, 2), **answer.body["timing_ms"]}}
         usage = body["usage"]
@@ -128,7 +134,7 @@ class IngressDeployment:
         self.metrics.count_search(job.method, seconds, body, answer.recall_proxy)
         return body
 
-    async def search_rounds(self, job: SearchJob) -> AsyncGenerator[Round | SearchReply | Refused, None]:
+    async def search_rounds(self, job: SearchJob) -> AsyncGenerator[Message, None]:
         """Search and give every round. A search that loses its retriever starts anew; rounds given are not given again.
 
         Raises:
@@ -140,7 +146,7 @@ class IngressDeployment:
                 left = _with_time(traced, deadline - time.monotonic())
                 messages = self._retriever.options(stream=True).search_rounds.remote(left)
                 try:
-                    async for message in messages:
+                    async for message in _until(deadline + GRACE_S, messages):
                         if isinstance(message, Round) and message.body["round"] <= given:
                             continue
                         given += isinstance(message, Round)
@@ -149,6 +155,10 @@ class IngressDeployment:
                 except GONE as error:
                     if attempt == ATTEMPTS:
                         raise _no_retriever(error) from error
+                    await asyncio.sleep(0.1 * attempt)
+                except TimeoutError:
+                    messages.cancel()
+                    raise _late() from None
                 except (asyncio.CancelledError, GeneratorExit):
                     messages.cancel()
                     raise
@@ -175,6 +185,7 @@ class IngressDeployment:
             raise HttpProblem.of(scored)
         if len(scored.failures) == len(documents):
             raise HttpProblem(424, "scorer_failed", f"no document could be scored ({scored.failures[0]}); check their texts")
+        self._pairs_per_second = scored.pairs_per_second or self._pairs_per_second
         self.metrics.count_scored(route, len(documents), scored.tokens, scored.queued_pairs)
         return scored
 
@@ -194,6 +205,22 @@ class IngressDeployment:
         return self._described
 
 
+async def _until(deadline: float, messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    """The messages as they come; none of a retriever that is still silent at the deadline.
+
+    Raises:
+        TimeoutError: it was.
+    """
+    coming = aiter(messages)
+    while True:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                message = await anext(coming)
+        except StopAsyncIteration:
+            return
+        yield message
+
+
 def _with_time(job: SearchJob, left_s: float) -> SearchJob:
     """The job for another try, with what is left of its time.
 
@@ -203,6 +230,10 @@ def _with_time(job: SearchJob, left_s: float) -> SearchJob:
     if left_s <= 0:
         raise HttpProblem(504, "deadline", "no result by the deadline; raise deadline_ms or try again")
     return replace(job, timeout_s=left_s)
+
+
+def _late() -> HttpProblem:
+    return HttpProblem(504, "deadline", "the retriever did not answer by the deadline; try again")
 
 
 def _no_retriever(error: Exception) -> HttpProblem:
@@ -216,4 +247,5 @@ def _listening_host() -> str:
     client = _get_global_client()
     if client is None:
         raise InputError("the app runs without Serve; start it with `axn serve` or `serve deploy`")
-    return str(client.http_config.host or "127.0.0.1")
+    host = client.http_config.host  # an empty one is every address
+    return "127.0.0.1" if host is None else str(host)

@@ -19,19 +19,22 @@ STATUS: Mapping[Kind, int] = {
 
 @dataclass(frozen=True)
 class Refused:
-    """Why there is no answer, in one sentence, and when to try again."""
+    """Why there is no answer, in one sentence, and when to try again; `ce_calls` and `tokens` were spent all the same."""
 
     kind: Kind
     message: str
     retry_after_s: float | None = None
     param: str | None = None
+    ce_calls: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Scored:
     """Raw logits (n,) of the pairs asked for; one that failed is NaN and has its reason in `failures`.
 
-    `tokens` were scored, padding excluded; `queued_pairs` waited in the replica when these were done.
+    `tokens` were scored, padding excluded; `queued_pairs` waited in the replica when these were done, which scores
+    `pairs_per_second`. `scorer` names the cross-encoder's fingerprint: scores of another do not stand beside these.
     """
 
     scores: FloatArray
@@ -39,6 +42,8 @@ class Scored:
     truncated: int
     tokens: int
     queued_pairs: int
+    pairs_per_second: float = 0.0
+    scorer: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,4 +77,4 @@ class SearchReply:
     body: Mapping[str, Any]
     recall_proxy: float = 0.0
     queued_pairs: int = 0
-    counts: Mapping[str, int] = field(default_factory=dict)
+    pairs_per_second: float = 0.0

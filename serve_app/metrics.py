@@ -52,13 +52,14 @@ class Metrics:
         if status == 429:
             self._shed.record("inc", 1, {})
 
-    def count_scored(self, route: str, ce_calls: int, tokens: int, queued_pairs: int) -> None:
-        """Pairs that were scored."""
+    def count_scored(self, route: str, ce_calls: int, tokens: int, queued_pairs: int | None = None) -> None:
+        """Pairs that were scored, and how many waited then, where that was heard."""
         if ce_calls:
             self._ce_calls.record("inc", ce_calls, {"route": route})
         if tokens:
             self._tokens.record("inc", tokens, {})
-        self._queue.set(queued_pairs)
+        if queued_pairs is not None:
+            self._queue.set(queued_pairs)
 
     def count_search(self, method: str, seconds: float, body: dict[str, Any], recall_proxy: float) -> None:
         """A search that was answered."""

@@ -41,6 +41,8 @@ class HttpProblem(Exception):
     def response(self, request_id: str) -> Response:
         """The whole answer."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return json_response(self.body(request_id), self.status, headers)
 
 

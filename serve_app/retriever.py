@@ -4,6 +4,7 @@ Each round is one call that names items by their index. Concurrent searches shar
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ from serve_app.search_run import Nearest, SearchRun
 from serve_app.tracing import set_up_tracing
 
 MERGED = 64  # queries in one product
-REPLACED = 20  # tries, a quarter of a second apart, while the two deployments hold different indexes
+REPLACED_S = 0.25  # between tries while the two deployments hold different indexes
 
 
 class RetrieverDeployment:
@@ -85,17 +86,19 @@ class RetrieverDeployment:
     async def _score(self, query: str, items: Int32Array, timeout_s: float, is_admitted: bool) -> Scored | Refused:
         """One round's scores, from any replica that holds the same index."""
         score_items, version = self._cross_encoder.score_items, self._index.version
-        for _ in range(REPLACED):
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
             try:
                 answer: Scored | Refused = await call(
-                    lambda left: score_items.remote(query, items, version, left, is_admitted), timeout_s
+                    lambda left: score_items.remote(query, items, version, left, is_admitted), left_s
                 )
             except FAILED as error:
                 return Refused("scorer_failed", f"the cross-encoder does not answer ({type(error).__name__}); see its logs")
-            if not (isinstance(answer, Refused) and answer.kind == "not_ready"):
+            is_other = isinstance(answer, Refused) and answer.kind == "not_ready"
+            if not is_other or deadline - time.monotonic() < 2 * REPLACED_S:
                 return answer
-            await asyncio.sleep(0.25)
-        return answer
+            await asyncio.sleep(REPLACED_S)
 
     def describe(self) -> dict[str, Any]:
         """What `/info` says of the index."""

@@ -41,16 +41,14 @@ class SearchRun:
         self._outside = np.empty(0, dtype=np.int32)  # items that the filter keeps out
         self._items, self._scores = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
         self._found_in = np.empty(0, dtype=np.int32)
+        self.rounds_done = 0  # whose scores are in
+        self._scorer = ""
         self._asked = np.empty(0, dtype=np.int32)  # the scored ones, and those that could not be
         self._failures: list[dict[str, str]] = []
         self._tokens = self._truncated = self._queued_pairs = 0
+        self._pairs_per_second = 0.0
         self._seconds = dict.fromkeys(("scoring", "regression", "retrieval"), 0.0)
         self._trace: list[dict[str, Any]] = []
-
-    @property
-    def rounds_done(self) -> int:
-        """Rounds whose scores are in."""
-        return int(self._found_in[-1]) if len(self._found_in) else 0
 
     async def run(self, start: Start) -> AsyncIterator[Round | SearchReply | Refused]:
         """Yield a `Round` after each round, then the reply, or why there is none."""
@@ -111,23 +109,27 @@ class SearchRun:
         return self._job.timeout_s - (time.monotonic() - self._started)
 
     async def _score(self, chosen: Int32Array) -> Scored | Refused:
-        """Have a round scored. An item that cannot be spends its call and is named; where none can, the search ends."""
+        """Have a round scored. An item that cannot be spends its call and is named; where none could so far, the search ends."""
         with span("round", self._job.carrier, round=self.rounds_done + 1, pairs=len(chosen)):
             scored = await self._timed("scoring", self._score_items(chosen, self._left(), self.rounds_done > 0))
         if isinstance(scored, Refused):
             return scored
+        if self._scorer not in ("", scored.scorer):
+            return Refused("not_ready", "the cross-encoder was replaced while this search ran; try again", 1.0)
+        self._scorer = scored.scorer
         ids, good = self._index.corpus.items.ids, ~np.isnan(scored.scores)
-        failures = [{"id": ids[chosen[row]], "reason": reason} for row, reason in sorted(scored.failures.items())]
-        if not good.any():
-            first = f"{failures[0]['id']!r} ({failures[0]['reason']})"
-            return Refused("scorer_failed", f"the cross-encoder cannot score items such as {first}; mend or remove them")
-        self._asked, self._failures = np.concatenate([self._asked, chosen]), self._failures + failures
+        self._failures += [{"id": ids[chosen[row]], "reason": reason} for row, reason in sorted(scored.failures.items())]
+        self.rounds_done += 1
+        self._asked = np.concatenate([self._asked, chosen])
         self._items = np.concatenate([self._items, chosen[good]])
         self._scores = np.concatenate([self._scores, scored.scores[good]])
-        self._found_in = np.concatenate([self._found_in, np.full(good.sum(), self.rounds_done + 1, dtype=np.int32)])
+        self._found_in = np.concatenate([self._found_in, np.full(good.sum(), self.rounds_done, dtype=np.int32)])
         self._tokens += scored.tokens
         self._truncated += scored.truncated
-        self._queued_pairs = scored.queued_pairs
+        self._queued_pairs, self._pairs_per_second = scored.queued_pairs, scored.pairs_per_second
+        if not len(self._items):
+            first = f"{self._failures[0]['id']!r} ({self._failures[0]['reason']})"
+            return Refused("scorer_failed", f"the cross-encoder cannot score items such as {first}; mend or remove them")
         return scored
 
     def _describe_round(self) -> Mapping[str, Any]:
@@ -157,7 +159,7 @@ class SearchRun:
         if stopped is not None:
             is_open = stopped.kind == "scorer_failed" and job.fail_open and nearest is not None
             if not (is_open or (stopped.kind == "deadline" and len(self._items))):
-                return stopped
+                return replace(stopped, ce_calls=len(self._asked), tokens=self._tokens)
         results = self._results()
         missing = job.top_k - len(results)
         is_open_and_empty = stopped is not None and not results
@@ -182,7 +184,7 @@ class SearchRun:
         if job.trace:
             body["trace"] = self._trace
         proxy = sum(scored_before) / len(scored_before) if scored_before and self.rounds_done > 1 else 0.0
-        return SearchReply(body, proxy, self._queued_pairs)
+        return SearchReply(body, proxy, self._queued_pairs, self._pairs_per_second)
 
     async def _approximate(self, nearest: Nearest, n: int) -> list[dict[str, Any]]:
         """The n best items that the CE has not scored, with the scores that are estimated for them."""

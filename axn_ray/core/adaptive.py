@@ -83,7 +83,8 @@ def search(
             to start from, a first round that is too short, names an item twice or one that does not exist, a stop whose
             estimator has no variance or whose k exceeds the budget; while it runs: an answer of another size than asked
             for, or with items that were scored before.
-        ModelError: while it runs: a score received is infinite, no item of a round could be scored, or the estimator gives NaN.
+        ModelError: while it runs: a score received is infinite, no item of the first round could be scored, or the estimator
+            gives NaN.
     """
     check_budget(n_items, budget, rounds)
     if rounds > 1 and estimator is None:
@@ -116,8 +117,8 @@ def _run_estimator(
                 break
             chosen = head.item_index[:share]
         scores = scored.add(chosen, (yield Score(chosen)))
-        if estimator is not None and len(scored.shares) < len(shares):
-            good = ~np.isnan(scores)
+        good = ~np.isnan(scores)
+        if estimator is not None and len(scored.shares) < len(shares) and good.any():
             estimator.observe(chosen[good], scores[good])
     return scored.result()
 
@@ -180,7 +181,7 @@ class _Scored:
 
     def add(self, chosen: Int32Array, answer: FloatArray | Retrieved) -> FloatArray:
         """Take in an answer to `Score`: the scores (n,) of the chosen items (n,), returned as float32."""
-        scores = _check_scores(answer, chosen)
+        scores = _check_scores(answer, chosen, is_first=not len(self.item_index))
         good = ~np.isnan(scores)
         self.asked, self.is_asked[chosen] = np.concatenate([self.asked, chosen]), True
         self.item_index = np.concatenate([self.item_index, chosen[good]])
@@ -233,13 +234,13 @@ def check_first_round(first_round: Int32Array, share: int, n_items: int) -> None
         raise InputError(f"the first round names {share - len(np.unique(head))} items twice; rank each item once")
 
 
-def _check_scores(received: FloatArray | Retrieved, chosen: Int32Array) -> FloatArray:
+def _check_scores(received: FloatArray | Retrieved, chosen: Int32Array, is_first: bool) -> FloatArray:
     if isinstance(received, Retrieved):
         raise InputError(f"retrieved items received for {len(chosen)} items to score; send one score per item")
     scores = np.asarray(received, dtype=np.float32)
     if scores.shape != chosen.shape:
         raise InputError(f"scores of shape {scores.shape} received for {len(chosen)} items; send one score per item")
-    bad = np.flatnonzero(np.isinf(scores) | np.isnan(scores).all())
+    bad = np.flatnonzero(np.isinf(scores) | (is_first and np.isnan(scores).all()))
     if len(bad):
         raise _no_number(chosen[bad[0]], scores[bad[0]])
     return scores

@@ -43,7 +43,7 @@ class TokenTable:
     @classmethod
     def gather(cls, parts: Sequence[tuple["TokenTable", Int32Array]]) -> "TokenTable":
         """One table of the named rows of several tables, in the order given."""
-        lengths = [table.lengths[rows] for table, rows in parts]
+        lengths = [table.offsets[rows + 1] - table.offsets[rows] for table, rows in parts]  # not of the whole table
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
         starts = np.concatenate([table.offsets[rows] for table, rows in parts])
         ids = np.empty(offsets[-1], dtype=np.int32)

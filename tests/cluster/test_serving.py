@@ -20,6 +20,8 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
+from serve_app.config import AppArgs
+from serve_app.ingress import GRACE_S
 from tests.cluster.manifests import ROOT, cluster_specs, document, node_types, pod_templates
 
 DEPLOYMENTS = {"Ingress", "Retriever", "CrossEncoder"}
@@ -145,8 +147,16 @@ def test_serving_pods_share_haproxy_settings_and_the_port():
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": "/usr/local/bin/axn-haproxy",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
         }, group
         assert {"name": "serve", "containerPort": port} in container["ports"], group
+
+
+@pytest.mark.parametrize("config", [serve_config(), yaml.safe_load((ROOT / "serve_app/serve.yaml").read_text())])
+def test_serve_gives_the_app_time_to_answer_by_its_own_deadline(config):
+    (application,) = config["applications"]
+    deadline_s = AppArgs.model_validate(application["args"]).deadline_ms / 1000
+    assert config["http_options"]["request_timeout_s"] > deadline_s + GRACE_S
 
 
 def bound_names(application):

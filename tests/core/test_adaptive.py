@@ -248,6 +248,20 @@ def test_an_item_that_cannot_be_scored_spends_its_call_teaches_nothing_and_is_no
     assert set(observed) == set(asked[:50]) - bad
 
 
+def test_a_later_round_of_which_nothing_can_be_scored_ends_no_search():
+    world = World(200, 3)
+    asked = []
+
+    def score(items):
+        asked.append(items)
+        return np.full(len(items), np.nan, np.float32) if len(asked) == 3 else world.score(items)
+
+    running = search(Pinv(world.items, ScoreScale()), np.arange(10, dtype=np.int32), n_items=200, budget=60, rounds=6)
+    result = run_search(running, score, world.retrieve)
+    assert (result.n_ce_calls, result.n_failed) == (60, 10)
+    assert set(result.round[np.argsort(result.round)].tolist()) == {1, 2, 4, 5, 6}
+
+
 @pytest.mark.parametrize("received", [np.zeros(3, np.float32), np.zeros((2, 1), np.float32), None, Retrieved(None, None)])
 def test_a_wrong_number_of_scores_is_refused(received):
     running = search(None, np.array([7, 3], np.int32), n_items=9, budget=2, rounds=1)

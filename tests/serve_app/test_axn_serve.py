@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,7 +108,7 @@ def test_it_serves_the_folder_and_stops_when_told(started, index_folder, tiny_cr
     [
         (["--host", "0.0.0.0"], "host=0.0.0.0 lets other machines in and there is no API key"),
         (["--index", "no-such-folder"], "no-such-folder is no index: it must hold `embeddings` and one of bayes, mf_ind"),
-        (["--api-keys-file", "no-such-file"], "API keys file no-such-file cannot be read"),
+        (["--api-keys-file", "no-such-file"], "no-such-file cannot be read"),
         (["--max-queued-pairs", "0"], "max_queued_pairs: Input should be greater than or equal to 1"),
     ],
 )
@@ -116,4 +117,18 @@ def test_it_says_in_one_sentence_why_it_cannot_start(arguments, said, monkeypatc
     result = CliRunner().invoke(app, ["serve", *arguments])
     assert result.exit_code == 1
     assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_port_that_is_taken_is_not_shared():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = CliRunner().invoke(app, ["serve", "--port", str(taken.getsockname()[1])])
+    assert result.exit_code == 1
+    assert "cannot listen at 127.0.0.1, port" in result.output and "choose others with --host or --port" in result.output
+
+
+def test_a_cross_encoder_that_is_not_there_is_one_sentence_before_anything_starts(index_folder):
+    result = CliRunner().invoke(app, ["serve", "--index", str(index_folder), "--cross-encoder", "no-such/model"])
+    assert result.exit_code == 1
+    assert "cross-encoder 'no-such/model' cannot be loaded" in result.output
     assert "Traceback" not in result.output

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import threading
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -12,8 +14,10 @@ import pytest
 from ray.exceptions import RayActorError
 
 from serve_app import schemas
+from serve_app.api import build_api
 from serve_app.config import AppArgs
 from serve_app.cross_encoder import CrossEncoderDeployment
+from serve_app.ingress import _listening_host
 from serve_app.messages import Refused, Scored
 from tests.serve_app.conftest import KNOWN
 from tests.serve_app.house import a_round, counted, describe, open_house, reply, visit
@@ -252,6 +256,79 @@ def test_each_try_after_a_dead_retriever_gets_the_time_that_is_left(clock, strea
     assert left == [1.0, 0.625, 0.25]
     assert answer.status_code == 504
     assert answer.json()["message"] == "no result by the deadline; raise deadline_ms or try again"
+
+
+def test_a_stream_of_a_silent_retriever_ends_at_the_deadline(monkeypatch):
+    monkeypatch.setattr("serve_app.ingress.GRACE_S", 0.1)
+    closed = []
+
+    async def search_rounds(job):
+        try:
+            await asyncio.sleep(60)
+            yield reply()
+        finally:
+            closed.append(True)
+
+    house = open_house(search_rounds=search_rounds)
+    started = time.monotonic()
+    answer = post(house, "/v1/search", {"query": "a", "deadline_ms": 200, "stream": True})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (504, "deadline")
+    assert closed and time.monotonic() - started < 30
+    assert house._pending_pairs == 0
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.0, "1"), (1000.0, "1"), (100.0, "4"), (1.0, "60")])
+def test_who_is_shed_hears_how_long_what_is_promised_takes(rate, expected):
+    async def search(job):
+        return replace(reply(), pairs_per_second=rate)
+
+    house = open_house(search=search, max_queued_pairs=400)
+    assert post(house, "/v1/search", {"query": "a"}).status_code == 200
+    with house.admit(400):
+        answer = post(house, "/v1/search", {"query": "a", "budget": {"ce_calls": 7}})
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == expected
+    assert "400 pairs are promised to requests under way, no room for 7 more" in answer.json()["message"]
+
+
+def test_what_a_refused_search_has_spent_is_counted():
+    async def search(job):
+        return Refused("scorer_failed", "it broke", ce_calls=40, tokens=900)
+
+    house = open_house(search=search)
+    assert post(house, "/v1/search", {"query": "a"}).status_code == 424
+    exposed = house.metrics.exposition().decode()
+    assert 'axn_ce_calls_total{route="/v1/search"} 40.0' in exposed
+    assert "axn_tokens_total 900.0" in exposed
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_gets_no_answer():
+    house, sent = open_house(), []
+    coming = iter([{"type": "http.request", "body": b'{"query"', "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(coming)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": [], "query_string": b""}
+    asyncio.run(build_api(house)(scope, receive, send))
+    assert not sent
+    assert counted(house, "unknown") == {499: 1.0}
+
+
+def test_a_missing_key_is_asked_for(tmp_path):
+    (tmp_path / "keys").write_text("secret\n")
+    answer = post(open_house(tmp_path / "keys"), "/v1/search", {"query": "a"})
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize(("host", "expected"), [(None, "127.0.0.1"), ("", ""), ("0.0.0.0", "0.0.0.0")])
+def test_an_empty_host_is_every_address(monkeypatch, host, expected):
+    client = SimpleNamespace(http_config=SimpleNamespace(host=host))
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda: client)
+    assert _listening_host() == expected
 
 
 def test_an_unexpected_failure_is_a_500_that_is_counted_and_safe():

@@ -20,8 +20,11 @@ VECTORS, QUERY = RNG.normal(size=(N_ITEMS, DIM)).astype(np.float32), RNG.normal(
 ITEMS = Items(tuple(f"i{n}" for n in range(N_ITEMS)), ("",) * N_ITEMS, ("text",) * N_ITEMS)
 
 
-def run(bad, **settings):
-    """The end of a search of 20 items in 4 rounds whose `bad` items cannot be scored, and all items that were asked for."""
+def run(bad, replaced_in=9, **settings):
+    """The end of a search of 20 items in 4 rounds whose `bad` items cannot be scored, and all items that were asked for.
+
+    From round `replaced_in` on another cross-encoder scores.
+    """
     asked, index = [], ItemIndex(VECTORS)
     corpus = SimpleNamespace(corpus=SimpleNamespace(items=ITEMS), version="v", factorization=SimpleNamespace(scale=ScoreScale()))
 
@@ -30,7 +33,8 @@ def run(bad, **settings):
         failures = {row: "it has no text" for row, item in enumerate(chosen) if item in bad}
         scores = (VECTORS[chosen] @ QUERY).astype(np.float32)
         scores[list(failures)] = np.nan
-        return Scored(scores, failures, 0, 3 * (len(chosen) - len(failures)), 0)
+        scorer = "old" if len(asked) <= 5 * (replaced_in - 1) else "new"
+        return Scored(scores, failures, 0, 3 * (len(chosen) - len(failures)), 0, scorer=scorer)
 
     async def retrieve(request):
         return index.retrieve([request])[0]
@@ -62,6 +66,25 @@ def test_one_item_fails_alone_spends_its_call_and_is_named():
 def test_without_a_failure_the_reply_names_none():
     reply, _ = run(set())
     assert "failures" not in reply.body and not reply.body["degraded"]["scorer_error"]
+
+
+def test_a_round_of_which_nothing_can_be_scored_ends_no_search():
+    _, asked = run(set())
+    reply, again = run(set(asked[10:15]))
+    assert again[:15] == asked[:15]
+    assert len(set(again)) == reply.body["usage"]["ce_calls"] == 20
+    assert [failure["id"] for failure in reply.body["failures"]] == [f"i{item}" for item in asked[10:15]]
+    assert reply.body["degraded"]["rounds_done"] == 4
+    assert {hit["round"] for hit in reply.body["results"]} <= {1, 2, 4}
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+def test_scores_of_two_cross_encoders_are_never_ranked_together(fail_open):
+    refused, asked = run(set(), replaced_in=3, fail_open=fail_open)
+    assert isinstance(refused, Refused) and refused.kind == "not_ready"
+    assert "the cross-encoder was replaced" in refused.message
+    assert len(asked) == 15
+    assert (refused.ce_calls, refused.tokens) == (10, 30), "two rounds were scored, and are counted"
 
 
 @pytest.mark.parametrize("fail_open", [False, True])
