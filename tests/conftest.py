@@ -10,6 +10,7 @@ os.environ.update(
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     RAY_memory_usage_threshold="0.98",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",  # a report waits for the next look, which is every two seconds by default
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
     HAYSTACK_TELEMETRY_ENABLED="false",

@@ -92,8 +92,10 @@ def test_flags_win_over_yaml_and_unknown_names_are_refused(axn, files):
     assert "iitems: Extra inputs are not permitted" in failure(
         *axn("embed", "--config", files / "bad.yaml", "--out", files / "e")
     )
-    (files / "good.yaml").write_text(f"items: {files}/items.parquet\nqueries: {files}/none.parquet\n")
-    assert "none.parquet does not exist" in failure(*axn("embed", "--config", files / "good.yaml", "--out", files / "e"))
+    (files / "good.yaml").write_text(f"items: {files}/no-items.parquet\nqueries: {files}/none.parquet\n")
+    from_yaml = ["embed", "--config", files / "good.yaml", "--out", files / "e"]
+    assert "no-items.parquet does not exist" in failure(*axn(*from_yaml))
+    assert "none.parquet does not exist" in failure(*axn(*from_yaml, "--items", files / "items.parquet"))
 
 
 def test_fewer_workers_at_most_than_at_least(axn, files):

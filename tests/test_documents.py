@@ -29,6 +29,8 @@ N_ITEMS, SPLITS = 600, {"train": 12, "dev": 3, "test": 4}
 # These are only parsed: they never end, take minutes, or need what is not here.
 PARSED_ONLY = {"demo", "serve", "train-cross-encoder"}
 # What no test has: a model from a hub, thousands of queries.
+# Where a command names no number: each worker takes seconds to start, and other tests have several.
+ONE_WORKER = {name: {"workers": 1} for name in ("embed", "score", "distill", "factorize", "search", "evaluate")}
 IN_PLACE = {"BAAI/bge-reranker-base": "{cross_encoder}", "--train-queries 2000": "--train-queries 12"}
 
 
@@ -112,7 +114,7 @@ def test_the_commands_of_the_documents_run_one_after_the_other(ray_session, work
         for what, instead in places.items():
             text = text.replace(what, instead)
         words = shlex.split(text)
-        result = CliRunner().invoke(app, words)
+        result = CliRunner().invoke(app, words, default_map=ONE_WORKER)
         assert result.exit_code == 0, f"axn {command}\n{result.output}"
         done.add(words[0])
     assert {"embed", "score", "factorize", "search", "evaluate", "advise", "import-scores", "export-scores"} <= done

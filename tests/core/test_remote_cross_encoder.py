@@ -98,6 +98,7 @@ def test_probabilities_become_the_logits_they_came_from():
         to_logits(np.array([0.0, 1.5]))
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(server, form):
     scorer = opened(server)

@@ -49,9 +49,12 @@ def test_a_star_marks_what_differs_from_the_baseline(summary):
     lines = markdown_table(summary).splitlines()
     starred = [row for row in summary if row["p_value"] < 0.05]
     assert starred
-    for row in starred:
+    columns = [cell.strip() for cell in lines[0].split("|")]
+    for row in summary:
         line = next(line for line in lines if line.startswith(f"| {row['method']} | {row['rounds']} | {row['budget']} |"))
-        assert f"{100 * row['recall']:.1f}" in line and "*" in line
+        cell = line.split("|")[columns.index(f"recall@{row['k']}")].replace("**", "")
+        assert f"{100 * row['recall']:.1f}" in cell
+        assert ("*" in cell) == (row["p_value"] < 0.05)
     plain = markdown_table([{name: value for name, value in row.items() if name != "p_value"} for row in summary])
     assert not any("* (" in line.replace("**", "") for line in plain.splitlines())
 

@@ -148,6 +148,7 @@ def test_a_node_that_joins_is_used(cluster, undisturbed, tmp_path):
     scoring = threading.Thread(target=stage.score, args=(make_corpus(), config, out))
     scoring.start()
     while n_done(out) < 2:
+        assert scoring.is_alive()
         time.sleep(0.02)
     added_after = n_done(out)
     nodes.add_node(**NODE)  # in the main thread: it sets signal handlers

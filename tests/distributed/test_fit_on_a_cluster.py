@@ -31,7 +31,7 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def cluster(monkeypatch):
     """A head and one more node, each with room for one worker; the driver sits on the head."""
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
     cluster = Cluster(
         initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "_system_config": FAST_HEALTH_CHECK}
     )

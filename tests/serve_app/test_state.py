@@ -48,6 +48,7 @@ def test_each_request_is_a_line_of_json_under_its_id(client):
 def test_the_page_is_whole_and_safe(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
+    assert page.text.rstrip().endswith("</html>") and 'id="query"' in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
 
