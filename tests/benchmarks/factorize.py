@@ -3,10 +3,9 @@
 Synthetic worlds: unit embeddings of 384 numbers; scores are inner products after a low-rank distortion, plus noise. Each
 row is kept in runs/bench-factorize and not measured again while it is there, so that a run that was cut off goes on:
 `make bench-factorize SECTION=NAME` runs one section, without a name all of them, then writes the JSON; `many_items`, which
-needs 40 GB of disk, runs only when named, and has a JSON of its own.
+needs 40 GB of disk, runs only when named, and has a JSON of its own, as `bayes` has, the closed form as all these grow.
 """
 
-import json
 import logging
 import shutil
 import sys
@@ -18,73 +17,24 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from axn_ray.core.als import fit_als
-from axn_ray.core.artifact import Manifest, seal
 from axn_ray.core.closed_form import ItemFeatures, TrainData, embed, fit_model
-from axn_ray.core.embedded_corpus import ITEM_EMBEDDINGS, QUERY_EMBEDDINGS, load_embedded_corpus
-from axn_ray.core.fit_share import StoredInputs, share_inputs
+from axn_ray.core.embedded_corpus import load_embedded_corpus
+from axn_ray.core.fit_share import share_inputs
 from axn_ray.core.fitting import FactorizationConfig, FitInputs
 from axn_ray.core.gradient_fit import GradientFit, read_shared_state
 from axn_ray.core.held_out import held_out_rmse
-from axn_ray.core.score_store import load_scores, read_spans, write_ids, write_shard
+from axn_ray.core.score_store import load_scores
 from axn_ray.distributed.als import factorize_by_als
-from axn_ray.distributed.cluster import join_cluster, split_evenly
+from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.train_factorization import train_factorization
 from tests.benchmarks.common import record
+from tests.benchmarks.factorize_bayes import bayes
+from tests.benchmarks.factorize_world import DIM, OUT, kept, make_world
 from tests.benchmarks.own_memory import OwnMemory
 
-OUT = Path("runs/bench-factorize")
 VERBS = Path("runs/bench-recall/verbs")  # made by `make bench-recall`
-DIM, RANK, PER_QUERY, NOISE = 384, 32, 100, 0.3
 MOST_SECONDS = 100
 STEP = 16384  # observations per step; more than the default, since ten million of them must pass in a minute
-
-
-def make_world(n_items, n_observed):
-    """The artifacts of a synthetic world on disk, made once; `StoredInputs`."""
-    folder = OUT / f"world-{n_items}-{n_observed}"
-    n_queries = n_observed // PER_QUERY
-    scores = folder / "scores"
-    if not (scores / "manifest.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        rng = np.random.default_rng(0)
-        write_units(folder / QUERY_EMBEDDINGS, n_queries, rng)
-        write_units(folder / ITEM_EMBEDDINGS, n_items, rng)
-        queries, items = (np.load(folder / name, mmap_mode="r") for name in (QUERY_EMBEDDINGS, ITEM_EMBEDDINGS))
-        left, right = (rng.normal(scale=RANK**-0.5, size=shape).astype(np.float32) for shape in ((DIM, RANK), (RANK, DIM)))
-        for shard, rows in enumerate(split_evenly(n_queries, 10_000)):
-            columns = np.sort(rng.integers(0, n_items, (len(rows), PER_QUERY), dtype=np.int32), axis=1)
-            query_index = np.repeat(np.arange(rows.start, rows.stop, dtype=np.int32), PER_QUERY)
-            once = np.diff(columns, axis=1, prepend=-1).ravel() != 0
-            distorted = queries[rows.start : rows.stop] + queries[rows.start : rows.stop] @ left @ right
-            parts = [items[columns[at]] @ distorted[at] for at in range(len(rows))]
-            noise = rng.normal(scale=NOISE * DIM**-0.5, size=len(query_index))
-            values = (20 * (np.concatenate(parts) + noise) - 5).astype(np.float32)
-            write_shard(scores, shard, query_index[once], columns.ravel()[once], values[once], {})
-        write_ids(scores, "queries.parquet", "query_id", ids := [f"q{n}" for n in range(n_queries)], ids)
-        pairs = sum(json.loads(path.read_text())["rows"] for path in (scores / "shards").glob("*.json"))
-        seal(scores, Manifest(kind="scores", config={}, counts={"pairs": pairs}, made_from={}))
-    return StoredInputs(folder.resolve(), scores.resolve(), np.arange(n_queries), read_spans(scores))
-
-
-def write_units(path, rows, rng):
-    """Random unit vectors, a block at a time."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, DIM))
-    for block in split_evenly(rows, 1 << 15):
-        vectors = rng.standard_normal((len(block), DIM), dtype=np.float32)
-        array[block.start : block.stop] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    array.flush()
-
-
-def kept(name, work, *arguments):
-    """The row that `work(*arguments)` measures, or measured in an earlier run."""
-    path = OUT / "rows" / f"{name}.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        row = work(*arguments)
-        path.write_text(json.dumps(row))
-        sys.stdout.write(f"{row}\n")
-    return json.loads(path.read_text())
 
 
 def measure(*case):
@@ -277,7 +227,7 @@ def main():
     """One section, or all and the record."""
     logging.getLogger("axn_ray").setLevel("INFO")
     if len(sys.argv) > 1:
-        (SECTIONS | {"many_items": many_items})[sys.argv[1]]()
+        (SECTIONS | {"many_items": many_items, "bayes": bayes})[sys.argv[1]]()
         return
     found = {name: section() for name, section in SECTIONS.items()}
     memory = {row["workers"]: row["peak_mb_per_worker"] for row in found["workers"] if row["method"] == "mf_trns"}
