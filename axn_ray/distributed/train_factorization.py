@@ -30,9 +30,10 @@ from axn_ray.core.row_parts import RowParts, write_part
 from axn_ray.core.score_matrix import ScoreScale
 from axn_ray.core.score_store import lock_folder
 from axn_ray.core.towers import GatedTower, split_towers
+from axn_ray.distributed import train_steps
 from axn_ray.distributed.cluster import gpus_per_worker
 from axn_ray.distributed.train_steps import lines_logged
-from axn_ray.errors import AxnError, FitError
+from axn_ray.errors import AxnError
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +59,12 @@ def train_factorization(
 
     Raises:
         ArtifactError: another process runs the same fit.
-        FitError: the fit diverged, or its inputs cannot be fitted.
+        FitError: the fit diverged, its inputs cannot be fitted, or see `run_training`.
     """
     run_config = RunConfig(
         name=name,
         storage_path=str(storage.resolve()),
-        failure_config=FailureConfig(max_failures=3),
+        failure_config=FailureConfig(max_failures=train_steps.MAX_FAILURES),
         # The best one is kept, and so is the last: Ray never deletes that.
         checkpoint_config=CheckpointConfig(
             num_to_keep=1, checkpoint_score_attribute="held_out_rmse", checkpoint_score_order="min"
@@ -72,9 +73,8 @@ def train_factorization(
     with lock_folder(storage.resolve() / name), lines_logged(config.method) as queue:
         loop_config = {"inputs": inputs, "config": config.model_dump(), "threads": threads, "queue": queue}
         scaling = scale_workers(num_workers, threads)
-        result = TorchTrainer(_train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config).fit()
-    if result.return_value is not None:
-        raise FitError(result.return_value)
+        trainer = TorchTrainer(_train_loop, train_loop_config=loop_config, scaling_config=scaling, run_config=run_config)
+        result = train_steps.run_training(trainer)
     ((best, _),) = result.best_checkpoints[-1:]
     with best.as_directory() as at_best, result.checkpoint.as_directory() as at_last:
         state = read_shared_state(Path(at_last))

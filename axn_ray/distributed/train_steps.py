@@ -25,6 +25,7 @@ from axn_ray.errors import FitError
 
 logger = logging.getLogger(__name__)
 
+MAX_FAILURES = 3  # workers or nodes lost, over a whole training
 LOG_EVERY, REPORT_EVERY = 10, 50  # steps
 MODEL = "model"  # the folder of a checkpoint that holds the model as it will ship
 
@@ -60,19 +61,33 @@ def run_steps(
 
     Raises:
         ArtifactError: another process runs the same training.
-        FitError: the loss diverged.
+        FitError: the loss diverged, or see `run_training`.
     """
     run_config = RunConfig(
         name=name,
         storage_path=str(storage.resolve()),
-        failure_config=FailureConfig(max_failures=3),
+        failure_config=FailureConfig(max_failures=MAX_FAILURES),
         checkpoint_config=CheckpointConfig(num_to_keep=1),
     )
     scaling = ScalingConfig(num_workers=workers, use_gpu=bool(gpus_per_worker()))
     with lock_folder(storage.resolve() / name), lines_logged(what) as queue:
         given = {**loop_config, "queue": queue}
         guarded = partial(_say_what_failed, loop)
-        result = TorchTrainer(guarded, train_loop_config=given, scaling_config=scaling, run_config=run_config).fit()
+        return run_training(TorchTrainer(guarded, train_loop_config=given, scaling_config=scaling, run_config=run_config))
+
+
+def run_training(trainer: TorchTrainer) -> Any:
+    """The result of Ray Train.
+
+    Raises:
+        FitError: what the loop returned, which would go wrong again on a retry; or more workers than may be were lost.
+    """
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        cure = "see why, then run the same again: it goes on from its last checkpoint"
+        raise FitError(f"training ended after {MAX_FAILURES + 1} failures, the last one: {reason}; {cure}") from error
     if result.return_value is not None:
         raise FitError(result.return_value)
     return result

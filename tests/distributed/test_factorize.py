@@ -10,7 +10,10 @@ from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.lexical import Words
 from axn_ray.core.score_matrix import ScoreMatrix
-from axn_ray.distributed.factorize import factorize_scores
+from axn_ray.core.score_store import lock_folder
+from axn_ray.distributed import train_steps
+from axn_ray.distributed.cluster import warn_of_threads
+from axn_ray.distributed.factorize import factorize_scores, name_run
 from axn_ray.distributed.train_factorization import scale_workers
 from axn_ray.errors import ArtifactError, FitError
 from tests.distributed.fit_world import make_world, save_world
@@ -143,6 +146,35 @@ def test_a_killed_worker_and_a_new_driver_lose_no_epoch(ray_session, stored, unb
     assert seconds_of_epochs(kept)[: len(before)] == before
     assert len(seconds_of_epochs(kept)) == 8
     assert_close(again, unbroken(config))
+
+
+def test_workers_that_are_lost_too_often_are_one_sentence_and_the_same_storage_goes_on(
+    monkeypatch, ray_session, stored, unbroken, tmp_path
+):
+    monkeypatch.setattr(train_steps, "MAX_FAILURES", 0)
+    config, storage = config_of("mf_trns", epochs=8, patience=8), tmp_path / "storage"
+    killer = threading.Thread(target=kill_one_worker, args=(storage, tmp_path / "kept", []), daemon=True)
+    killer.start()
+    with pytest.raises(FitError, match="training ended after 1 failures, the last one: .+; see why, then run the same again"):
+        run(stored, config, tmp_path, workers=1)
+    killer.join()
+    assert_close(run(stored, config, tmp_path, workers=1), unbroken(config))
+
+
+def test_processes_of_more_threads_than_any_node_has_say_what_they_wait_for(ray_session, caplog):
+    warn_of_threads(8)
+    assert not caplog.records
+    warn_of_threads(9)
+    assert "processes of 9 threads need a node of 9 CPUs, the largest has 8: waiting for one" in caplog.text
+
+
+def test_the_same_fit_twice_at_once_is_refused(ray_session, stored, tmp_path):
+    config = config_of("mf_trns", epochs=1)
+    with (
+        lock_folder(tmp_path / "storage" / name_run(config, *stored)),
+        pytest.raises(ArtifactError, match="another run is writing"),
+    ):
+        run(stored, config, tmp_path, workers=1)
 
 
 def test_a_cluster_that_is_too_small_is_named(ray_session, caplog):
