@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from axn_ray.core.artifact import check_files, read_manifest
+from axn_ray.core.artifact import check_files, hash_file, read_manifest
 from axn_ray.core.factorization import fit, load_factorization
 from axn_ray.core.first_round import Bm25Index
 from axn_ray.core.fitting import FactorizationConfig
@@ -82,7 +82,7 @@ def test_any_number_of_workers_equals_one_process(ray_session, stored, unbroken,
     check_files(tmp_path / "out", manifest)
     assert manifest.config == config.model_dump(mode="json")
     made_from = read_manifest(stored[1], "scores").made_from
-    assert manifest.made_from == {**made_from, "dual_encoder": "de"}
+    assert manifest.made_from == {**made_from, "dual_encoder": "de", "scores": hash_file(stored[1] / "manifest.json")}
     assert {path.name for path in tmp_path.iterdir()} == {"out", "storage"}  # no parts are left
     assert_close(load_factorization(tmp_path / "out"), fitted)
 
