@@ -97,9 +97,9 @@ bench-serve: setup $(PEER)
 bench-stop: setup
 	$(BENCH) tests.benchmarks.stop
 
-# On what `make bench-recall SECTIONS="verbs distilled"` has made; what is missing of it is made.
+# Stages that were made are kept in runs/bench-recall/width.
 bench-width: setup
-	$(BENCH) tests.benchmarks.width $(SECTIONS)
+	$(BENCH) tests.benchmarks.width
 
 # Stages that were measured are kept in runs/bench-scale; SECONDS=400 ends a run after that long, and the next goes on.
 bench-scale: setup

@@ -157,12 +157,17 @@ def choose_settings(known):
     make(world.folder / "dev", examine, plan, *inputs, world.folder / "dev")
 
 
-def distil(world, scores, folder, epochs=1):
-    """Into `folder`: a dual-encoder that has learned the scores, its embeddings, the closed form over them, the verdict on it."""
+def teach(world, scores, folder, epochs=1):
+    """Into `folder`: a dual-encoder that has learned the scores, and its embeddings."""
     student = folder / "dual_encoder"
     make(student, distill, DistillConfig(epochs=epochs), world.folder / "embeddings", scores, student, folder / "storage")
     config = EmbedConfig(world=world.worlds, train_queries=world.train_queries, dual_encoder=str(student))
     make(folder / "embeddings", embed, config, folder / "embeddings")
+
+
+def distil(world, scores, folder, epochs=1):
+    """Into `folder`, beside `teach`: the closed form over the new embeddings, and the verdict on it."""
+    teach(world, scores, folder, epochs)
     fit(folder / "embeddings", scores, "bayes", folder / "bayes")
     plan = EvaluateConfig(methods=["rnr_de", "axn_pinv_de", "axn_bayes"], rounds=ROUNDS, budgets=BUDGETS, k=KS)
     inputs = folder / "embeddings", world.truth, {"bayes": folder / "bayes"}

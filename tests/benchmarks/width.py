@@ -1,15 +1,11 @@
-"""`make bench-width`: what fewer numbers an item cost, and fewer bits a number, on the verbs. Sections run alone or together.
+"""`make bench-width`: what fewer numbers an item cost, and fewer bits a number, on the verbs.
 
-    make bench-width SECTIONS=bits
-
-numbers  the closed form with other widths, over the dual-encoder as it is and over the distilled one: width.json
-bits     all features of the default views in float32, 512 numbers in float32 and in 8 bits, over both: width_bits.json
-
-Ten rounds of search for the 100 test queries of `make bench-recall`, whose scores and distilled dual-encoder both take, or
-make where they are missing. Nothing is chosen by them.
+All features of the default views in float32, as many numbers as the default has in float32, and what the index holds, numbers
+of 8 bits, in several widths; over the dual-encoder as it is and over the distilled one. Ten rounds of search for the 100 test
+queries of `make bench-recall`; nothing is chosen by them. All rows stand on the same scores, made here in the precision that the
+machine is fast in: those of `make bench-recall`'s pairs but for their rounding.
 """
 
-import argparse
 from dataclasses import replace
 
 import numpy as np
@@ -29,76 +25,48 @@ from axn_ray.distributed.embed_views import open_views
 from axn_ray.distributed.evaluate import EvaluateConfig
 from axn_ray.distributed.examine import examine
 from axn_ray.distributed.factorize import factorize_scores, find_queries
+from axn_ray.distributed.score import ScoreConfig, score
 from tests.benchmarks import recall
 from tests.benchmarks.common import record
 
 OUT, WORLD = recall.OUT / "width", recall.WORLDS["verbs"]
-SCORES, DISTILLED = WORLD.folder / recall.FITS["bayes"], WORLD.folder / "distilled"
-DUAL_ENCODERS = (("as it is", WORLD.folder), ("distilled", DISTILLED))
-WIDTHS = (512, 384, 256)  # the first is the default
+SCORES, DISTILLED = OUT / "scores", OUT / "distilled"
+DUAL_ENCODERS = (("distilled", DISTILLED), ("as it is", WORLD.folder))
+WIDTHS = (768, 512, 256)
 ALL = 1 << 16  # numbers, more than there are features
-SECTIONS = ("numbers", "bits")
 GAIN = ("recall", "gain", "gain_low", "gain_high")
 
 
 def main():
-    """Run the sections named on the command line, or both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; default: both")
-    sections = parser.parse_args().sections or SECTIONS
-    if unknown := set(sections) - set(SECTIONS):
-        parser.error(f"section {unknown.pop()!r} is none of {', '.join(SECTIONS)}")
-    join_cluster()
-    if "numbers" in sections:
-        numbers()
-    if "bits" in sections:
-        bits()
-
-
-def numbers():
-    """A row per kind of embeddings, width, budget and k."""
-    recall.score_world(WORLD, [])
-    recall.distil(WORLD, SCORES, DISTILLED)
-    rows = []
-    for name, folder in DUAL_ENCODERS:
-        tables = []
-        for width in WIDTHS:
-            place = OUT / f"{name.replace(' ', '_')}_{width}"
-            config = FactorizationConfig(width=width)
-            recall.make(place / "bayes", factorize_scores, folder / "embeddings", SCORES, config, place / "bayes")
-            assert load_factorization(place / "bayes").item_embeddings.shape[1] <= width
-            tables.append(search(place, folder / "embeddings", str(width)))
-        rows += [{"dual_encoder": name, "width": int(method), **row} for method, row in compare(tables)]
-    headline = {
-        f"{row['dual_encoder'].replace(' ', '_')}_256_at10_b{row['budget']}": round(100 * row["gain"], 1)
-        for row in rows
-        if (row["width"], row["k"]) == (256, 10)
-    }
-    record("width", {"rows": rows}, **headline)
-
-
-def bits():
     """A row per kind of embeddings, kind of numbers, budget and k; the gain is over all features in float32."""
-    recall.score_world(WORLD, [], ["g_mix"])
-    recall.distil(WORLD, SCORES, DISTILLED)
+    join_cluster()
+    recall.score_world(WORLD, [], ways=())
+    corpus = load_embedded_corpus(WORLD.folder / "embeddings")
+    recall.make(SCORES, score, corpus, ScoreConfig(per_query=100, **recall.MIX), SCORES)
+    recall.teach(WORLD, SCORES, DISTILLED)
     rows, headline = [], {}
     for name, folder in DUAL_ENCODERS:
         embeddings, place = folder / "embeddings", OUT / name.replace(" ", "_")
-        rounded = place / "int8"
-        recall.make(rounded / "bayes", factorize_scores, embeddings, SCORES, FactorizationConfig(), rounded / "bayes")
-        known = load_factorization(rounded / "bayes")
-        tables, n = [], known.item_embeddings.shape[1]
-        for kind, width in (("all, float32", ALL), (f"{n}, float32", n)):
+        for width in WIDTHS:
+            rounded = place / f"int8_{width}"
+            config = FactorizationConfig(width=width)
+            recall.make(rounded / "bayes", factorize_scores, embeddings, SCORES, config, rounded / "bayes")
+            items = load_factorization(rounded / "bayes").item_embeddings
+            assert items.shape[1] == width and items.dtype == np.int8
+        default = FactorizationConfig().width
+        known = load_factorization(place / f"int8_{default}" / "bayes")
+        tables = []
+        for kind, width in (("all, float32", ALL), (f"{default}, float32", default)):
             plain = place / f"float32_{width}"
             recall.make(plain / "bayes", fit_unrounded, embeddings, known, width, plain / "bayes")
             tables.append(search(plain, embeddings, kind))
-        assert known.item_embeddings.dtype == np.int8
-        tables.append(search(rounded, embeddings, f"{n}, int8"))
+        tables += [search(place / f"int8_{width}", embeddings, f"{width}, int8") for width in WIDTHS]
         found = [{"dual_encoder": name, "numbers": method, **row} for method, row in compare(tables)]
-        last = {row["budget"]: row["gain"] for row in found if (row["numbers"], row["k"]) == (f"{n}, int8", 10)}
-        headline |= {f"{place.name}_at10_b{budget}": round(100 * gain, 1) for budget, gain in last.items()}
+        for row in found:
+            if (row["numbers"], row["k"]) == (f"{default}, int8", 10):
+                headline[f"{place.name}_at10_b{row['budget']}"] = round(100 * row["gain"], 1)
         rows += found
-    record("width_bits", {"rows": rows}, "bench-width SECTIONS=bits", **headline)
+    record("width", {"rows": rows}, **headline)
 
 
 def fit_unrounded(embeddings, known, width, out):
