@@ -78,7 +78,7 @@ def test_a_node_that_joins_takes_its_part(monkeypatch, cluster, tmp_path):
     every_second = partial(train_factorization.ScalingConfig, elastic_resize_monitor_interval_s=1.0)  # not once a minute
     monkeypatch.setattr(train_factorization, "ScalingConfig", every_second)
     world, storage = make_world(), tmp_path / "storage"
-    config = FactorizationConfig(method="mf_trns", learning_rate=3e-3, batch_size=256, epochs=15, patience=15)
+    config = FactorizationConfig(method="mf_trns", learning_rate=3e-3, batch_size=256, epochs=40, patience=40)
     stored, threads = save_world(tmp_path, *world), NODE["num_cpus"]
     with ThreadPoolExecutor(1) as pool:
         run = partial(factorize_scores, *stored, config, tmp_path / "out", num_workers=(1, 2), threads=threads, storage=storage)
