@@ -74,7 +74,7 @@ class CrossEncoderDeployment:
         return await self._score(Pairs(prepared[0], items, query_rows, rows, tokens), timeout_s, is_long=is_long)
 
     async def _score(
-        self, pairs: Pairs, timeout_s: float, is_admitted: bool = False, is_long: npt.NDArray[np.bool_] | None = None
+        self, pairs: Pairs, timeout_s: float, is_admitted: bool = False, is_long: npt.NDArray[np.bool_] | bool = False
     ) -> Scored | Refused:
         self._queued_pairs.set(self._queue.n_queued + len(pairs))  # now: nothing ends while a model hangs
         try:
@@ -94,9 +94,9 @@ class CrossEncoderDeployment:
         finally:
             self._queued_pairs.set(self._queue.n_queued)
             self._batch_fill.set(self._queue.batch_fill)
-        return self._describe_scores(pairs, scored, np.zeros(len(pairs), dtype=np.bool_) if is_long is None else is_long)
+        return self._describe_scores(pairs, scored, is_long)
 
-    def _describe_scores(self, pairs: Pairs, scored: PairScores, is_long: npt.NDArray[np.bool_]) -> Scored:
+    def _describe_scores(self, pairs: Pairs, scored: PairScores, is_long: npt.NDArray[np.bool_] | bool) -> Scored:
         """What was scored was cut where it was too long for the model, unless its chunks were scored, or for the app."""
         max_length, tokens, good = self._scorer.max_length, pairs.tokens + self._scorer.n_special, ~np.isnan(scored.scores)
         limit = np.iinfo(np.int64).max if max_length is None or self._args.overlong == "chunk-max" else max_length
