@@ -25,6 +25,7 @@ from serve_app.search_run import Nearest, SearchRun
 from serve_app.tracing import set_up_tracing
 
 MERGED = 64  # queries in one product
+Placed = tuple[FloatArray, FloatArray, FloatArray | None]  # by the dual-encoder, by the fit, and what is added to products
 REPLACED_S = 0.25  # between tries while the two deployments hold different indexes
 
 
@@ -42,7 +43,7 @@ class RetrieverDeployment:
         self._described = _describe(self._index)
         self._cross_encoder = cross_encoder
         self._dual_encoder = open_dual_encoder(self._index.corpus)
-        self._embed: Merged[str, FloatArray] = Merged(lambda texts: list(self._dual_encoder.embed_queries(texts)), MERGED)
+        self._place: Merged[str, Placed] = Merged(self._place_queries, MERGED)
         fitted, corpus = self._index.factorization, self._index.corpus
         self._retrieve: Merged[Retrieve, Retrieved] = Merged(ItemIndex(fitted.item_embeddings).retrieve, MERGED)
         self._retrieve_de: Merged[Retrieve, Retrieved] = Merged(ItemIndex(corpus.item_embeddings).retrieve, MERGED)
@@ -61,12 +62,15 @@ class RetrieverDeployment:
         async for message in SearchRun(job, self._index, self._retrieve, score).run(self._start):
             yield message
 
+    def _place_queries(self, texts: list[str]) -> list[Placed]:
+        """Of each query, without a score: its embeddings and its offset."""
+        embedded, fitted = self._dual_encoder.embed_queries(texts), self._index.factorization
+        return list(zip(embedded, fitted.embed_queries(embedded), map(fitted.offset, texts), strict=True))
+
     async def _start(self, job: SearchJob, excluded: Int32Array) -> tuple[Search, Nearest]:
         """The search's generator, and what asks for the items that are best by what is known by then."""
-        embedded = await self._embed(job.query)
+        embedded, embedding, offset = await self._place(job.query)
         fitted = self._index.factorization
-        embedding = fitted.embed_queries(embedded[None, :])[0]
-        offset = await asyncio.to_thread(fitted.offset, job.query)
         n_items, budget, rounds = len(self._index.corpus.items), job.ce_calls, job.rounds
         if job.method == "rnr":
             n = min(budget, n_items - len(excluded))

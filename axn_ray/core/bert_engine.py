@@ -1,7 +1,7 @@
-"""A faster engine for BERT cross-encoders on CPUs, in bfloat16 or float32: the same arithmetic, without what nobody needs.
+"""A faster engine for BERT on CPUs, in bfloat16 or float32: the same arithmetic, without what nobody needs.
 
 Weights are reordered once for oneDNN; bias, GELU and the residual sum happen inside the product that they follow, before
-its result is rounded; nothing sees padding, for attention takes rows of one length at once; the last layer is
+its result is rounded; nothing sees padding, for attention takes rows of one length at once; a cross-encoder's last layer is
 computed for the first token alone, the only one that the pooler reads. Knows no pair, no text and no policy.
 """
 
@@ -14,15 +14,15 @@ import torch
 from torch.nn import functional
 
 Int64Array = npt.NDArray[np.int64]
-TOKENS, ROWS = 64, 16
-FEW = 512  # tokens up to which a batch is filled up to a multiple of `ROWS`; oneDNN keeps some hundred products at a time
+TOKENS, ROWS, TEXT_ROWS = 64, 16, 8  # the last of texts that are read alone, a query perhaps: its tokens are few
+FEW = 512  # tokens up to which a batch is filled up to a multiple of rows; oneDNN keeps some hundred products at a time
 
 
-def is_fast_bert(model: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `BertCpuEngine` computes what this model does: a plain BERT encoder with pooler, a CPU with oneDNN for `dtype`."""
+def is_fast_bert(model: Any, dtype: torch.dtype, device: torch.device, kind: str = "BertForSequenceClassification") -> bool:
+    """Whether a class below computes what this model of a `kind` does: a plain BERT encoder, a CPU with oneDNN for `dtype`."""
     config = model.config
     return (
-        type(model).__name__ == "BertForSequenceClassification"
+        type(model).__name__ == kind
         and config.hidden_act == "gelu"
         and not config.is_decoder
         and device.type == "cpu"
@@ -56,14 +56,14 @@ class _Tokens:
     products once for each number of rows: `place (m',)` and `first (n',)` fill up to a multiple.
     """
 
-    def __init__(self, mask: Int64Array) -> None:
+    def __init__(self, mask: Int64Array, rows: int = ROWS) -> None:
         lengths = mask.sum(1)
         self.order = np.argsort(-lengths, kind="stable")
         lengths = lengths[self.order]
         starts = np.cumsum(lengths) - lengths
         row, column = np.nonzero(mask[self.order])
-        self.place = _fill_up(self.order[row] * mask.shape[1] + column, ROWS if len(row) <= FEW else TOKENS)
-        self.first = _fill_up(starts, ROWS)  # each row's first token, among the m
+        self.place = _fill_up(self.order[row] * mask.shape[1] + column, rows if len(row) <= FEW else TOKENS)
+        self.first = _fill_up(starts, rows)  # each row's first token, among the m
         bounds = [*np.flatnonzero(np.diff(lengths, prepend=-1)), len(lengths)]
         # Of the rows of each length: these rows, their tokens, the length.
         self.groups = [
@@ -113,6 +113,20 @@ class _Layer:
         return self._norms[1](self._down.plus(self._up.gelu(x), x))
 
 
+class _Encoder:
+    """A BERT's embeddings, in float32, and its layers."""
+
+    def __init__(self, bert: Any, dtype: torch.dtype) -> None:
+        self._dtype, self._embeddings = dtype, bert.embeddings
+        self.layers = [_Layer(layer, bert.config.num_attention_heads, dtype) for layer in bert.encoder.layer]
+
+    def embed(self, ids: torch.Tensor, types: torch.Tensor | None, tokens: _Tokens) -> torch.Tensor:
+        """What enters the first layer, of a padded batch (n, longest) -> (m', dim)."""
+        position = (tokens.place % ids.shape[1])[None]
+        flat, flat_types = (each.flatten()[tokens.place][None] for each in (ids, ids * 0 if types is None else types))
+        return self._embeddings(input_ids=flat, token_type_ids=flat_types, position_ids=position)[0].to(self._dtype)
+
+
 class BertCpuEngine:
     """A `BertForSequenceClassification` that `is_fast_bert`; takes the model over. Embeddings, pooler and head in float32."""
 
@@ -120,20 +134,37 @@ class BertCpuEngine:
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         bert = model.float().eval().bert
-        self._dtype = dtype
-        self._embeddings, self._pooler, self._head = bert.embeddings, bert.pooler, model.classifier
-        self._layers = [_Layer(layer, model.config.num_attention_heads, dtype) for layer in bert.encoder.layer]
+        self._encoder, self._pooler, self._head = _Encoder(bert, dtype), bert.pooler, model.classifier
 
     @torch.inference_mode()
     def logits(self, ids: Int64Array, mask: Int64Array, types: Int64Array | None, column: int = 0) -> npt.NDArray[np.float32]:
         """One output of each row of a padded batch: (n, longest) -> (n,) float32."""
         tokens = _Tokens(mask)
-        position = (tokens.place % ids.shape[1])[None]
-        flat, flat_types = (torch.from_numpy(a).flatten()[tokens.place][None] for a in (ids, ids * 0 if types is None else types))
-        x = self._embeddings(input_ids=flat, token_type_ids=flat_types, position_ids=position)[0].to(self._dtype)
-        for layer in self._layers[:-1]:
+        x = self._encoder.embed(torch.from_numpy(ids), None if types is None else torch.from_numpy(types), tokens)
+        for layer in self._encoder.layers[:-1]:
             x = layer.all(x, tokens)
-        first = self._layers[-1].first(x, tokens)[: len(ids)]
+        first = self._encoder.layers[-1].first(x, tokens)[: len(ids)]
         logits = np.empty(len(ids), dtype=np.float32)
         logits[tokens.order] = self._head(self._pooler(first.float()[:, None]))[:, column].numpy()
         return logits
+
+
+class BertCpuForward:
+    """Stands in for the `forward` of a `BertModel` that `is_fast_bert`, which it takes over, and gives the last hidden state."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self._encoder = _Encoder(model.float().eval(), dtype)
+
+    @torch.inference_mode()
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None, **_: Any
+    ) -> dict[str, torch.Tensor]:
+        """A batch padded on the right, (n, longest) -> `last_hidden_state` (n, longest, dim) float32, 0 where it is padded."""
+        tokens = _Tokens(attention_mask.numpy(), TEXT_ROWS)
+        x = self._encoder.embed(input_ids, token_type_ids, tokens)
+        for layer in self._encoder.layers:
+            x = layer.all(x, tokens)
+        m = int(attention_mask.sum())
+        hidden = torch.zeros(input_ids.numel(), x.shape[1])
+        hidden[tokens.place[:m]] = x[:m].float()
+        return {"last_hidden_state": hidden.view(*input_ids.shape, -1)}

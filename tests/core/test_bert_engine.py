@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from axn_ray.core.bert_engine import BertCpuEngine, is_fast_bert
+from axn_ray.core.bert_engine import BertCpuEngine, BertCpuForward, is_fast_bert
 from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
 from axn_ray.core.engines import TorchEngine
 
@@ -65,6 +65,22 @@ def test_padding_does_not_reach_the_score(dtype):
     np.testing.assert_array_equal(engine.logits(ids, mask, types), engine.logits(other, mask, types))
 
 
+@each_dtype
+@pytest.mark.parametrize("lengths", [[4], [9] * 16, [3, 9, 3, 16, 1, 9]])
+def test_last_hidden_state_errs_no_more_than_the_plain_encoder(lengths, dtype):
+    exact, plain = tiny_bert().bert, tiny_bert().bert.to(dtype)
+    ids, mask, types = map(torch.from_numpy, batch(lengths))
+    named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    with torch.inference_mode():
+        right, rounded = exact(**named).last_hidden_state, plain(**named).last_hidden_state.float()
+    fast = BertCpuForward(tiny_bert().bert, dtype)(**named, return_dict=True)["last_hidden_state"]
+    assert fast.dtype == torch.float32 and fast.shape == right.shape
+    text, padding = mask.bool(), ~mask.bool()
+    assert right[text].std() > 0.5
+    assert (fast - right)[text].abs().max() < max(ROUNDING[dtype], 2 * (rounded - right)[text].abs().max())
+    assert (fast[padding] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "dtype", "expected"),
     [
@@ -75,7 +91,9 @@ def test_padding_does_not_reach_the_score(dtype):
     ],
 )
 def test_takes_only_models_that_it_computes(changes, dtype, expected):
-    assert is_fast_bert(tiny_bert(**changes), dtype, CPU) is expected
+    model = tiny_bert(**changes)
+    assert is_fast_bert(model, dtype, CPU) is is_fast_bert(model.bert, dtype, CPU, "BertModel") is expected
+    assert not is_fast_bert(model.bert, dtype, CPU)
 
 
 @needs_bfloat16

@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 from tokenizers import Tokenizer
 
+from axn_ray.core.bert_engine import BertCpuForward
 from axn_ray.core.corpus import Items, Queries
 from axn_ray.core.dual_encoder import DualEncoder, open_dual_encoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
@@ -33,6 +34,31 @@ def corpus(tmp_path):
 def test_the_model_that_embedded_the_corpus_is_opened_in_any_dtype(corpus):
     opened = open_dual_encoder(corpus).embed_queries(TEXTS)  # in bfloat16 where that is fast
     np.testing.assert_allclose(opened, corpus.query_embeddings, atol=0.03)
+
+
+@pytest.mark.parametrize("prompts", [{}, {"query": "what is ", "document": "text: "}])
+def test_a_plain_bert_embeds_as_sentence_transformers_does(tmp_path, prompts):
+    name = make_student(tmp_path, prompts)
+    fast, plain = DualEncoder(name, "float32"), SentenceTransformer(name, device="cpu")
+    assert isinstance(fast._model[0].auto_model.forward, BertCpuForward)
+    texts = [*TEXTS, "long " * 50, ""]
+    np.testing.assert_allclose(fast.embed_items(texts), plain.encode_document(texts), atol=1e-5)
+    np.testing.assert_allclose(fast.embed_queries(texts), plain.encode_query(texts), atol=1e-5)
+    np.testing.assert_allclose(fast.embed_queries(texts[1:2]), plain.encode_query(texts[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["left_padding", "hidden_states"])
+def test_what_the_fast_engine_cannot_do_is_left_to_the_model(tmp_path, change):
+    name = make_student(tmp_path)
+    plain = SentenceTransformer(name, device="cpu")
+    if change == "left_padding":
+        plain[0].tokenizer.padding_side = "left"
+    else:
+        plain[0].auto_model.config.output_hidden_states = True
+    plain.save(name)
+    model = DualEncoder(name, "float32")
+    assert not isinstance(model._model[0].auto_model.forward, BertCpuForward)
+    np.testing.assert_allclose(model.embed_items(TEXTS), plain.encode_document(list(TEXTS)), atol=1e-5)
 
 
 def test_a_model_that_was_trained_since_is_refused(corpus):
