@@ -20,7 +20,9 @@ def bayes():
         kept("-".join(map(str, ("bayes", *case))), closed_form, *case) for case in [*cases, (10**6, 10**6, 1), (10**6, 10**6, 2)]
     ]
     seconds = {f"iteration_seconds_{row['observations']}": row["iteration_seconds"] for row in rows[:3]}
-    record("factorize_bayes", {"rows": rows}, "bench-factorize SECTION=bayes", **seconds)
+    observed, took = ([row[name] for row in rows[:3]] for name in ("observations", "iteration_seconds"))
+    r2 = round(float(np.corrcoef(observed, took)[0, 1] ** 2), 4)
+    record("factorize_bayes", {"rows": rows}, "bench-factorize SECTION=bayes", **seconds, r2=r2)
 
 
 def closed_form(n_items, n_observed, workers):
