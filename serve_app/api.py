@@ -20,17 +20,20 @@ from starlette.types import Receive, Scope, Send
 
 import axn_ray
 from serve_app import compat
-from serve_app.guard import Guard
+from serve_app.guard import OPEN, Guard
 from serve_app.messages import Refused, Round, SearchJob, SearchReply
 from serve_app.problems import HttpProblem, check_query, describe_invalid, internal, json_response, to_json
 from serve_app.schemas import (
     EitherRerank,
     Problem,
+    RerankAnswer,
     RerankRequest,
+    ScoreAnswer,
     ScoreRequest,
     SearchAnswer,
     SearchAnswers,
     SearchRequest,
+    TeiRanked,
     TeiRequest,
 )
 
@@ -51,7 +54,18 @@ def build_api(ingress: "IngressDeployment") -> FastAPI:
     _add_search(api, ingress)
     _add_compat(api, ingress)
     _add_state(api, ingress)
+    _add_keys(api)
     return api
+
+
+def _add_keys(api: FastAPI) -> None:
+    """Say in the schema how a key is sent; where the app has none, none is asked for."""
+    schema = api.openapi()
+    keys = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
+    schema["components"]["securitySchemes"] = keys
+    schema["security"] = [{"bearer": []}, {"key": []}, {}]
+    for path in OPEN & schema["paths"].keys():
+        schema["paths"][path]["get"]["security"] = []
 
 
 def request_id(request: Request) -> str:
@@ -167,8 +181,10 @@ async def _stream(ingress: "IngressDeployment", job: SearchJob, name: str) -> Re
                 message = await anext(messages)
             yield _event("result", {"id": name, **ingress.finish(job, message, started)})
         except HttpProblem as problem:
+            ingress.metrics.count_broken_stream(problem.status)
             yield _event("error", problem.body(name))
         except Exception:
+            ingress.metrics.count_broken_stream(500)
             yield _event("error", internal(name).body(name))
 
     return _EventStream(events(), place)
@@ -204,19 +220,19 @@ def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
         compat.check_documents(documents, limit)
         return documents, await ingress.score(route, [asked.query], documents, asked.max_tokens_per_doc)
 
-    @api.post("/v1/rerank", responses=PROBLEMS)
+    @api.post("/v1/rerank", responses={200: {"model": RerankAnswer}, **PROBLEMS})
     async def rerank_v1(asked: RerankRequest, request: Request) -> Response:
         """Rerank documents, as Jina and Cohere v1 do."""
         documents, scored = await rerank(asked, request, "/v1/rerank")
         return json_response(compat.rerank_v1(request_id(request), model, asked, documents, scored))
 
-    @api.post("/v2/rerank", responses=PROBLEMS)
+    @api.post("/v2/rerank", responses={200: {"model": RerankAnswer}, **PROBLEMS})
     async def rerank_v2(asked: RerankRequest, request: Request) -> Response:
         """Rerank documents, as Cohere v2 does."""
         documents, scored = await rerank(asked, request, "/v2/rerank")
         return json_response(compat.rerank_v2(request_id(request), asked, documents, scored))
 
-    @api.post("/rerank", responses=PROBLEMS)
+    @api.post("/rerank", responses={200: {"model": list[TeiRanked] | RerankAnswer}, **PROBLEMS})
     async def rerank_either(asked: EitherRerank, request: Request) -> Response:
         """Rerank texts as Text Embeddings Inference does; with `documents` in place of `texts`, as Jina does."""
         if isinstance(asked, RerankRequest):
@@ -227,7 +243,7 @@ def _add_compat(api: FastAPI, ingress: "IngressDeployment") -> None:
         scored = await ingress.score("/rerank", [asked.query], asked.texts)
         return json_response(compat.rerank_tei(asked, scored))
 
-    @api.post("/v1/score", responses=PROBLEMS)
+    @api.post("/v1/score", responses={200: {"model": ScoreAnswer}, **PROBLEMS})
     async def score(asked: ScoreRequest, request: Request) -> Response:
         """Score pairs of texts, as vLLM does."""
         note(asked, request)

@@ -5,7 +5,6 @@ Items are named by their index: their token ids stand in this node's memory alre
 
 import asyncio
 import logging
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from serve_app.messages import Refused, Scored
 from serve_app.pair_queue import PairQueue, Pairs, QueueFullError
 
 logger = logging.getLogger("ray.serve")
-QUERIES_KEPT = 256  # whose token ids are kept
+QUERIES_KEPT = 256
 
 
 class CrossEncoderDeployment:
@@ -47,8 +46,7 @@ class CrossEncoderDeployment:
         self._items = prepare_items(index.corpus.items, self._scorer, args.cache)
         self._item_tokens = count_tokens(self._items)
         self._queue = PairQueue(self._scorer, args.batch_tokens, args.max_queued_pairs)
-        # The rounds of a search name its query again; to tokenize one takes less than the way into a thread and back.
-        self._tokenize_query = lru_cache(QUERIES_KEPT)(lambda query: self._scorer.tokenize_queries([query]))
+        self._queries: dict[str, Any] = {}  # as tokenized, for the rounds to come
         self._queued_pairs = Gauge("axn_queue_pairs", "pairs that wait for a cross-encoder replica")
         self._batch_fill = Gauge("axn_batch_fill", "tokens of the last batch as a share of batch_tokens")
 
@@ -58,10 +56,20 @@ class CrossEncoderDeployment:
         """Score one query with n items of the index: (n,) -> (n,)."""
         if version != self._version:
             return Refused("not_ready", f"the index is being replaced ({version} by {self._version}); try again", 1.0)
-        queries = self._tokenize_query(query)
+        queries = await self._tokenize_query(query)
         rows = np.zeros(len(item_index), dtype=np.int32)
         tokens = count_tokens(queries)[rows] + self._item_tokens[item_index]
         return await self._score(Pairs(queries, self._items, rows, item_index, tokens), timeout_s, is_admitted)
+
+    async def _tokenize_query(self, query: str) -> Any:
+        """The query as the scorer reads it, kept from its first round on."""
+        if (kept := self._queries.get(query)) is not None:
+            return kept
+        tokenized = await asyncio.to_thread(self._scorer.tokenize_queries, [query])
+        if len(self._queries) >= QUERIES_KEPT:
+            del self._queries[next(iter(self._queries))]
+        self._queries[query] = tokenized
+        return tokenized
 
     async def score_texts(
         self, queries: list[str], documents: list[str], max_document_tokens: int | None, timeout_s: float

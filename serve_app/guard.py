@@ -64,7 +64,7 @@ class Guard:
             await internal(request_id).response(request_id)(scope, receive, watch)
         finally:
             status = status or 499
-            route = getattr(scope.get("route"), "path", "unknown")
+            route = _route_of(scope)
             self._count(route, status)
             facts = {
                 "axn_route": route,  # Serve puts its own `route` into every record
@@ -81,8 +81,7 @@ class Guard:
             HttpProblem: no valid key, or a body that is too large.
             ClientDisconnect: the client left before its body was whole.
         """
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if path not in OPEN and not self._keys.is_valid(headers.get("authorization"), headers.get("x-api-key")):
+        if _path_of(scope) not in OPEN and not self._keys.is_valid(headers.get("authorization"), headers.get("x-api-key")):
             raise HttpProblem(401, "unauthorized", "no valid API key; send `Authorization: Bearer KEY`")
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
@@ -101,6 +100,19 @@ class Guard:
 
     def _too_large(self) -> HttpProblem:
         return HttpProblem(413, "too_large", f"the body exceeds {self._max_body_bytes} bytes; send fewer or shorter texts")
+
+
+def _route_of(scope: Scope) -> str:
+    """The route that answered, or would have, had the request come in; `unknown` where the app has none."""
+    if "route" in scope:
+        return str(scope["route"].path)
+    path = _path_of(scope)
+    routes = getattr(scope.get("app"), "routes", ())
+    return path if any(path == getattr(route, "path", None) for route in routes) else "unknown"
+
+
+def _path_of(scope: Scope) -> str:
+    return scope["path"].removeprefix(scope.get("root_path", "")) or "/"
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -32,6 +32,7 @@ class Metrics:
         self._ce_calls = self._counter("axn_ce_calls_total", "pairs scored by the cross-encoder", ("route",))
         self._tokens = self._counter("axn_tokens_total", "tokens scored by the cross-encoder, padding excluded")
         self._degraded = self._counter("axn_degraded_total", "searches cut short, by reason", ("reason",))
+        self._broken = self._counter("axn_broken_streams_total", "streams that began and ended in an error", ("status",))
         self._shed = self._counter("axn_shed_total", "requests refused with 429")
         self._seconds = self._histogram("axn_search_seconds", "seconds of a search", SECONDS, ("method",))
         what = "share of a search's results that were found before its last round; low: more rounds would find more"
@@ -51,6 +52,10 @@ class Metrics:
         self._requests.record("inc", 1, {"route": route, "status": str(status)})
         if status == 429:
             self._shed.record("inc", 1, {})
+
+    def count_broken_stream(self, status: int) -> None:
+        """A stream, answered by 200 already, whose last event was an error that has this status elsewhere."""
+        self._broken.record("inc", 1, {"status": str(status)})
 
     def count_scored(self, route: str, ce_calls: int, tokens: int, queued_pairs: int | None = None) -> None:
         """Pairs that were scored, and how many waited then, where that was heard."""

@@ -162,6 +162,60 @@ class ScoreRequest(Compat):
     documents: Text | Texts | None = None
 
 
+class Failure(BaseModel):
+    """A document, or a pair, that could not be scored."""
+
+    index: int
+    message: str
+
+
+class Ranked(BaseModel):
+    """A document of a rerank request, by its place in it."""
+
+    index: int
+    relevance_score: float = Field(ge=0, le=1)
+    document: dict[Literal["text"], str] | None = None
+
+
+class RerankAnswer(BaseModel):
+    """What clients of Jina and of Cohere read, best first; v2 has neither model nor usage."""
+
+    id: str
+    model: str | None = None
+    results: list[Ranked]
+    usage: dict[str, int] | None = None
+    meta: dict[str, Any]
+    failures: list[Failure] | None = None
+
+
+class TeiRanked(BaseModel):
+    """A text of a rerank request of Text Embeddings Inference; the score is raw where that was asked for."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class PairScore(BaseModel):
+    """A pair of a score request; null where it could not be scored."""
+
+    index: int
+    object: Literal["score"]
+    score: float | None
+
+
+class ScoreAnswer(BaseModel):
+    """What clients of vLLM's score API read, in the order asked."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[PairScore]
+    usage: dict[str, int]
+    failures: list[Failure] | None = None
+
+
 class Reason(BaseModel):
     """The inner half of an error."""
 

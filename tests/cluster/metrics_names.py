@@ -7,6 +7,7 @@ COUNTERS = {
     "axn_tokens_total",
     "axn_degraded_total",
     "axn_shed_total",
+    "axn_broken_streams_total",
 }
 GAUGES = {"axn_queue_pairs", "axn_batch_fill"}
 HISTOGRAMS = {"axn_search_seconds", "axn_recall_proxy"}

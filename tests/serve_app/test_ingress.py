@@ -150,23 +150,31 @@ def test_a_query_that_is_too_long_is_refused(route, body):
     assert visit(house, lambda client: client.get("/info")).json()["limits"]["max_query_chars"] == 100
 
 
-def test_a_query_is_tokenized_beside_the_event_loop(index_folder, tmp_path):
+def test_a_query_is_tokenized_once_and_beside_the_event_loop(index_folder, tmp_path):
     args = AppArgs(index=str(index_folder), cross_encoder=KNOWN, cache=tmp_path)
     context = SimpleNamespace(get_assigned_resources=dict)
     with patch("serve_app.cross_encoder.ray.get_runtime_context", return_value=context):
         deployment = CrossEncoderDeployment(args)
-    is_free = threading.Event()
+    is_free, tokenized = threading.Event(), []
 
     def tokenize(texts):
         assert is_free.wait(5), "the event loop stands still"
+        tokenized.extend(texts)
         return tuple(texts)
 
-    async def ask():
+    async def ask(query):
         asyncio.get_running_loop().call_soon(is_free.set)
-        return await deployment.score_items("a", np.arange(3, dtype=np.int32), deployment._version, 30.0, False)
+        answer = await deployment.score_items(query, np.arange(3, dtype=np.int32), deployment._version, 30.0, False)
+        assert isinstance(answer, Scored)
+        is_free.clear()
 
-    with patch.object(deployment._scorer, "tokenize_queries", tokenize):
-        assert isinstance(asyncio.run(ask()), Scored)
+    async def ask_all():
+        for query in ("a", "b", "a", "c", "b", "a"):
+            await ask(query)
+
+    with patch.object(deployment._scorer, "tokenize_queries", tokenize), patch("serve_app.cross_encoder.QUERIES_KEPT", 2):
+        asyncio.run(ask_all())
+    assert tokenized == ["a", "b", "c", "a"]  # the oldest makes room
 
 
 def test_a_list_of_queries_where_one_fails_unexpectedly():
@@ -315,13 +323,45 @@ def test_a_client_that_leaves_before_its_body_is_whole_gets_no_answer():
     scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": [], "query_string": b""}
     asyncio.run(build_api(house)(scope, receive, send))
     assert not sent
-    assert counted(house, "unknown") == {499: 1.0}
+    assert counted(house) == {499: 1.0}
 
 
 def test_a_missing_key_is_asked_for(tmp_path):
     (tmp_path / "keys").write_text("secret\n")
     answer = post(open_house(tmp_path / "keys"), "/v1/search", {"query": "a"})
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
+@pytest.mark.parametrize("prefix", ["", "/axn"])
+def test_what_does_not_come_in_counts_under_the_route_that_it_asked_for(tmp_path, prefix):
+    (tmp_path / "keys").write_text("secret\n")
+    house = open_house(tmp_path / "keys", max_body_bytes=1000)
+
+    async def ask(client):
+        key = {"X-API-Key": "secret"}
+        for path, headers, size in (
+            ("/v1/search", {}, 1),
+            ("/v1/search", key, 2000),
+            ("/v1/nothing", {}, 1),
+            ("/v1/nothing", key, 1),
+        ):
+            await client.post(prefix + path, headers=headers, content=b"x" * size)
+
+    visit(house, ask, prefix)
+    assert counted(house) == {401: 1.0, 413: 1.0}
+    assert counted(house, "unknown") == {401: 1.0, 404: 1.0}
+
+
+def test_the_schema_says_how_a_key_is_sent():
+    async def ask(client):
+        return (await client.get("/openapi.json")).json()
+
+    schema = visit(open_house(), ask)
+    schemes = schema["components"]["securitySchemes"]
+    assert schemes["bearer"]["scheme"] == "bearer" and (schemes["key"]["in"], schemes["key"]["name"]) == ("header", "X-API-Key")
+    assert [{"bearer": []}, {"key": []}, {}] == schema["security"]
+    is_open = {path: operation.get("security") == [] for path, item in schema["paths"].items() for operation in item.values()}
+    assert {path for path in is_open if is_open[path]} == {"/health", "/ready"}
 
 
 @pytest.mark.parametrize(("host", "expected"), [(None, "127.0.0.1"), ("", ""), ("0.0.0.0", "0.0.0.0")])
@@ -358,6 +398,7 @@ def test_a_stream_that_fails_later_says_so_at_its_end():
     assert kind == "event: error"
     assert json.loads(data.removeprefix("data: "))["error"]["type"] == "internal"
     assert house._pending_pairs == 0
+    assert 'axn_broken_streams_total{status="500"} 1.0' in house.metrics.exposition().decode()
 
 
 def test_readiness_ends_with_the_deployments_and_comes_back_with_them(clock):
