@@ -5,6 +5,7 @@ the cross-encoder's time for the pairs that the round chooses. Kinds: a syntheti
 (clustered items, queries around a prior), searched to the end over each kind of index. All on this machine's cores.
 """
 
+import sys
 import time
 from dataclasses import replace
 
@@ -27,7 +28,10 @@ DIM, PER_ROUND, SCORED = 128, 10, 50  # a budget of 100 in ten rounds, half way
 SIZES = [(10_000, "float32"), (100_000, "float32"), (1_000_000, "float32"), (1_000_000, "int8")]
 SIZES += [(10_000_000, "float16"), (10_000_000, "int8")]
 BATCHES = (1, 8, 32)
-BUDGET, ROUNDS, QUERIES, NOISE = 100, 10, 20, 0.05
+BUDGET, ROUNDS, NOISE = 100, 10, 0.05
+SEARCHED = {100_000: 20, 1_000_000: 20, 10_000_000: 10}  # queries
+PER_LIST = 40  # items that train a list of IVF; FAISS asks for 39
+LARGEST_HNSW = 1_000_000  # ten million take it hours to build
 
 
 def seconds(work, repeats=5):
@@ -119,8 +123,9 @@ class Steps:
     """`ItemIndex` over int8 as `bayes` keeps it: each direction in steps of its own, which the queries take in."""
 
     def __init__(self, items):
-        self._steps = np.abs(items).max(axis=0) / 127
-        self._index = ItemIndex(np.rint(items / self._steps).astype(np.int8))
+        blocks = [slice(start, start + (1 << 17)) for start in range(0, len(items), 1 << 17)]
+        self._steps = np.max([np.abs(items[block]).max(axis=0) for block in blocks], axis=0) / 127
+        self._index = ItemIndex(np.concatenate([np.rint(items[block] / self._steps).astype(np.int8) for block in blocks]))
 
     def retrieve(self, requests):
         return self._index.retrieve([replace(each, query_embedding=each.query_embedding * self._steps) for each in requests])
@@ -130,8 +135,10 @@ def kinds(n_items):
     """Ways to hold the items, each as a function that builds it from them (n_items, DIM), and bytes per item."""
 
     def ivf(items):
-        index = faiss.index_factory(DIM, f"IVF{int(4 * n_items**0.5)},Flat", faiss.METRIC_INNER_PRODUCT)
-        index.train(items[:: max(1, n_items // 60_000)])
+        lists = int(4 * n_items**0.5)
+        coarse = "_HNSW32" if n_items > LARGEST_HNSW else ""  # else to add ten million takes half an hour
+        index = faiss.index_factory(DIM, f"IVF{lists}{coarse},Flat", faiss.METRIC_INNER_PRODUCT)
+        index.train(items[:: max(1, n_items // (PER_LIST * lists))])
         index.add(items)
         index.nprobe = 32
         return Faiss(index)
@@ -155,7 +162,7 @@ def kinds(n_items):
         "FAISS SQ8": (factory("SQ8", train=True), DIM),
         "FAISS IVF, nprobe 32": (ivf, 4 * DIM + 8),
     }
-    if n_items <= 100_000:  # a million items take HNSW longer to build than this whole benchmark
+    if n_items <= LARGEST_HNSW:
         ways["FAISS HNSW32"] = (factory("HNSW32"), 4 * DIM + 2 * 32 * 4)
     return ways
 
@@ -163,20 +170,20 @@ def kinds(n_items):
 def compare_kinds():
     """A row per size and kind: build seconds, bytes, milliseconds, and the recall at the end of whole searches."""
     rows = []
-    for n_items in (100_000, 1_000_000):
+    for n_items, n_queries in SEARCHED.items():
         rng = np.random.default_rng(1)
         items = draw(n_items, rng)
         scale = np.float32(1 / (items[:10_000] @ items[:100].T).std())  # u's components
-        prior = scale * items[rng.choice(n_items, QUERIES)] + rng.standard_normal((QUERIES, DIM), dtype=np.float32)
-        u = prior + rng.standard_normal((QUERIES, DIM), dtype=np.float32)
-        noise = np.float32(NOISE**0.5) * rng.standard_normal((QUERIES, n_items), dtype=np.float32)
-        exact = u @ items.T + noise
+        prior = scale * items[rng.choice(n_items, n_queries)] + rng.standard_normal((n_queries, DIM), dtype=np.float32)
+        u = prior + rng.standard_normal((n_queries, DIM), dtype=np.float32)
+        exact = u @ items.T
+        exact += np.float32(NOISE**0.5) * rng.standard_normal(exact.shape, dtype=np.float32)
         requests = [Retrieve(query, PER_ROUND, np.empty(0, np.int32)) for query in prior]
         for kind, (build, size) in kinds(n_items).items():
             start = time.perf_counter()
             index = build(items)
             built = time.perf_counter() - start
-            recalls = [whole_search(index, items, prior[query], exact[query]) for query in range(QUERIES)]
+            recalls = [whole_search(index, items, prior[query], exact[query]) for query in range(n_queries)]
             rows.append(
                 {
                     "items": n_items,
@@ -186,8 +193,11 @@ def compare_kinds():
                     "ms_per_query_alone": round(1e3 * seconds(lambda i=index, r=requests: i.retrieve(r[:1]), 3), 2),
                     "ms_per_query_of_8": round(1e3 * seconds(lambda i=index, r=requests: i.retrieve(r[:8]), 3) / 8, 2),
                     "recall_at_10": round(float(np.mean(recalls)), 4),
+                    "queries": n_queries,
                 }
             )
+            sys.stdout.write(f"{rows[-1]}\n")
+            sys.stdout.flush()
     return rows
 
 
