@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 
 SAMPLE = "sample"
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from axn_ray.core.causal_cross_encoder import is_causal
-from axn_ray.core.cross_encoder import with_whole_path
+from axn_ray.core.cross_encoder_config import with_whole_path
 from axn_ray.core.open_cross_encoder import is_model
 from axn_ray.errors import InputError
 from serve_app.config import SAMPLE, AppArgs

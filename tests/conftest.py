@@ -24,6 +24,15 @@ import pytest  # noqa: E402
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
+ROOT = Path(__file__).parent
+LONGEST = ["test_notebooks.py", "test_documents.py", "distributed/test_factorize.py", "distributed/test_distill.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """What takes minutes starts first, so that two processes, which take whole files, end at about the same time."""
+    places = {ROOT / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def ray_session():

@@ -1,6 +1,7 @@
 """The command line as a user meets it: bad input is one sentence that names the cure, exit 1, nothing half-written."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ QUERIES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def axn(ray_session):
     def run(*arguments):
         result = CliRunner().invoke(app, [str(a) for a in arguments])
@@ -29,11 +30,36 @@ def axn(ray_session):
     return run
 
 
+def write_corpus(folder):
+    pq.write_table(pa.table(ITEMS), folder / "items.parquet")
+    pq.write_table(pa.table(QUERIES), folder / "queries.parquet")
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path):
-    pq.write_table(pa.table(ITEMS), tmp_path / "items.parquet")
-    pq.write_table(pa.table(QUERIES), tmp_path / "queries.parquet")
-    return tmp_path
+    return write_corpus(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def scored_once(axn, tiny_cross_encoder, tmp_path_factory):
+    """The corpus with its embeddings, some scores of train queries and the truth of test queries, all by the command line."""
+    files = write_corpus(tmp_path_factory.mktemp("scored"))
+    assert embed(axn, files)[0] == 0
+    score = ["score", "--embeddings", files / "embeddings", "--cross-encoder", tiny_cross_encoder]
+    for name, *settings in (
+        ("scores", "--per-query", 2, "--active-share", 0, "--random-share", 0),  # three items leave a search nothing to find
+        ("truth", "--split", "test", "--choice", "all"),
+    ):
+        code, output = axn(*score, *settings, "--out", files / name)
+        assert code == 0, output
+    return files
+
+
+@pytest.fixture
+def scored(scored_once, tmp_path):
+    """A copy, which the test may change."""
+    return shutil.copytree(scored_once, tmp_path, dirs_exist_ok=True)
 
 
 def failure(code, output):
@@ -111,21 +137,20 @@ def test_models_that_do_not_exist(axn, files):
     assert not (files / "e").exists()
 
 
-def test_a_cross_encoder_that_gives_nan(axn, files, tiny_cross_encoder, tmp_path):
+def test_a_cross_encoder_that_gives_nan(axn, scored, tiny_cross_encoder, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     broken = AutoModelForSequenceClassification.from_pretrained(tiny_cross_encoder)
     broken.classifier.bias.data.fill_(float("nan"))
     broken.save_pretrained(tmp_path / "broken")
     AutoTokenizer.from_pretrained(tiny_cross_encoder).save_pretrained(tmp_path / "broken")
-    assert embed(axn, files)[0] == 0
-    score = ["score", "--embeddings", files / "embeddings", "--cross-encoder", tmp_path / "broken", "--per-query", 2]
+    score = ["score", "--embeddings", scored / "embeddings", "--cross-encoder", tmp_path / "broken", "--per-query", 2]
     score += ["--active-share", 0, "--random-share", 0]
-    message = failure(*axn(*score, "--out", files / "scores"))
+    message = failure(*axn(*score, "--out", tmp_path / "nan"))
     assert "4 of a shard's 4 pairs cannot be scored (first: query index 0, item index" in message
     assert "the score is nan" in message
-    assert not (files / "scores/manifest.json").exists()
-    assert not list(files.glob("scores/shards/*"))
+    assert not (tmp_path / "nan/manifest.json").exists()
+    assert not list(tmp_path.glob("nan/shards/*"))
 
 
 def test_labels_that_are_no_items(axn, files):
@@ -136,19 +161,13 @@ def test_labels_that_are_no_items(axn, files):
     assert not (files / "ce").exists()
 
 
-def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
-    assert embed(axn, files)[0] == 0
-    embeddings, ce = files / "embeddings", ["--cross-encoder", tiny_cross_encoder]
+def test_the_road_from_files_to_results(axn, scored, tiny_cross_encoder):
+    files, embeddings, ce = scored, scored / "embeddings", ["--cross-encoder", tiny_cross_encoder]
     missing = axn("score", "--embeddings", embeddings, "--cross-encoder", "no-such/model", "--per-query", 2, "--out", files / "s")
     assert "cross-encoder 'no-such/model' cannot be loaded" in failure(*missing)
     assert not (files / "s").exists()
     too_many = axn("score", "--embeddings", embeddings, *ce, "--per-query", 9, "--out", files / "s")
     assert "per_query=9 exceeds the 3 items" in failure(*too_many)
-    nearest = ["--active-share", 0, "--random-share", 0]  # three items leave a search nothing to find
-    code, output = axn("score", "--embeddings", embeddings, *ce, "--per-query", 2, *nearest, "--out", files / "scores")
-    assert code == 0, output
-    code, output = axn("score", "--embeddings", embeddings, *ce, "--split", "test", "--choice", "all", "--out", files / "truth")
-    assert code == 0, output
     for stage in ("factorize", "distill"):
         of_truth = ["--embeddings", embeddings, "--scores", files / "truth", "--storage", files / "storage"]
         leaked = failure(*axn(stage, *of_truth, "--out", files / "leaked"))
@@ -185,31 +204,28 @@ def test_the_road_from_files_to_results(axn, files, tiny_cross_encoder):
     assert "k=7 was not evaluated, only 1" in failure(*axn("advise", files / "evaluation", "--k", 7))
 
 
-def test_cur_takes_dense_rows_of_a_few_train_queries(axn, files, tiny_cross_encoder):
-    assert embed(axn, files)[0] == 0
-    score = ["score", "--embeddings", files / "embeddings", "--cross-encoder", tiny_cross_encoder]
+def test_cur_takes_dense_rows_of_a_few_train_queries(axn, scored, tiny_cross_encoder):
+    score = ["score", "--embeddings", scored / "embeddings", "--cross-encoder", tiny_cross_encoder]
     for name, *settings in (
-        ("truth", "--split", "test", "--choice", "all"),
         ("rows", "--n-queries", 1, "--choice", "all"),
-        ("sparse", "--per-query", 2, "--active-share", 0, "--random-share", 0),
         ("other", "--choice", "all", "--max-length", 8),
     ):
-        code, output = axn(*score, *settings, "--out", files / name)
+        code, output = axn(*score, *settings, "--out", scored / name)
         assert code == 0, output
-    too_many = axn(*score, "--n-queries", 3, "--choice", "all", "--out", files / "more")
+    too_many = axn(*score, "--n-queries", 3, "--choice", "all", "--out", scored / "more")
     assert "n_queries=3 exceeds the 2 queries of the split" in failure(*too_many)
-    evaluate = ["evaluate", "--embeddings", files / "embeddings", "--truth", files / "truth", "--budgets", 3, "--k", 1]
+    evaluate = ["evaluate", "--embeddings", scored / "embeddings", "--truth", scored / "truth", "--budgets", 3, "--k", 1]
     methods = ["--rounds", 2, "--methods", "anncur", "--methods", "adacur", "--methods", "rnr_de"]
-    code, output = axn(*evaluate, *methods, "--dense-rows", files / "rows", "--out", files / "evaluation")
+    code, output = axn(*evaluate, *methods, "--dense-rows", scored / "rows", "--out", scored / "evaluation")
     assert code == 0, output
-    summary = json.loads((files / "evaluation" / "summary.json").read_text())
+    summary = json.loads((scored / "evaluation" / "summary.json").read_text())
     calls = {row["method"]: row["index_ce_calls"] for row in summary}
     assert calls == {"ANNCUR": 3, "ADACUR, DE first": 3, "RnR, DE": 0}
     for folder, message in (
-        ("sparse", "4 of 6 pairs are scored; exact truth and CUR's dense rows need all of them"),
+        ("scores", "4 of 6 pairs are scored; exact truth and CUR's dense rows need all of them"),
         ("truth", "holds 2 queries of the truth (such as '3'); score train queries"),
         ("other", "was scored by another cross-encoder than the truth"),
     ):
-        code, output = axn(*evaluate, *methods, "--dense-rows", files / folder, "--out", files / "evaluation2")
+        code, output = axn(*evaluate, *methods, "--dense-rows", scored / folder, "--out", scored / "evaluation2")
         assert message in failure(code, output)
-    assert not (files / "evaluation2").exists()
+    assert not (scored / "evaluation2").exists()

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from axn_ray.cli import app
 from axn_ray.core.artifact import Manifest, hash_json, new_artifact, read_manifest
 from axn_ray.core.corpus import Items, Queries
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.dual_encoder import DualEncoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus, load_embedded_corpus, save_embedded_corpus
 from axn_ray.core.factorization import describe_factorization, fit_closed_form, save_factorization

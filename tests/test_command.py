@@ -3,7 +3,7 @@
 import pytest
 
 from axn_ray.command import read_config
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.errors import InputError
 
 

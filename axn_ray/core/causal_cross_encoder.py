@@ -11,14 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from axn_ray.core.cross_encoder import (
-    CrossEncoderConfig,
-    describe_model,
-    find_max_length,
-    is_adapter,
-    load_adapter_or_model,
-    not_loaded,
-)
+from axn_ray.core.cross_encoder import describe_model, find_max_length, is_adapter, load_adapter_or_model, not_loaded
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.engines import set_encoder_dtype
 from axn_ray.core.models import choose_device, choose_dtype, locate_model
 from axn_ray.core.pair_layout import Int64Array

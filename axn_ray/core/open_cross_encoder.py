@@ -2,8 +2,7 @@
 
 import importlib
 
-from axn_ray.core.causal_cross_encoder import CausalCrossEncoder, is_causal
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.pairs import PairScorer, TextPairScorer, TextScorer
 from axn_ray.core.remote_cross_encoder import RemoteCrossEncoder
 from axn_ray.errors import ModelError
@@ -21,6 +20,9 @@ def open_cross_encoder(config: CrossEncoderConfig) -> PairScorer:
         return TextPairScorer(_make_text_scorer(config.cross_encoder.removeprefix(PYTHON)))
     if config.cross_encoder.startswith(HTTP):
         return RemoteCrossEncoder(config)
+    from axn_ray.core.causal_cross_encoder import CausalCrossEncoder, is_causal  # seconds to import, and only weights need it
+    from axn_ray.core.cross_encoder import CrossEncoder
+
     return CausalCrossEncoder(config) if is_causal(config.cross_encoder) else CrossEncoder(config)
 
 

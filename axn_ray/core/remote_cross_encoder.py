@@ -16,7 +16,7 @@ import httpx2
 import numpy as np
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.pair_layout import Rows
 from axn_ray.core.pairs import FloatArray, PairScorer, PairScores, find_empty_texts, find_not_finite, score_or_split
 from axn_ray.core.remote_apis import APIS, Address

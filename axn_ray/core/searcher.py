@@ -14,7 +14,7 @@ from rich.text import Text
 
 from axn_ray.core.adaptive import SearchResult, run_search, search
 from axn_ray.core.artifact import check_same_inputs, hash_json, locate_folder, read_manifest
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.dual_encoder import open_dual_encoder
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.factorization import load_factorization, warn_of_other_scorer

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.models import choose_device
 from axn_ray.core.open_cross_encoder import is_model, open_cross_encoder
 from axn_ray.core.pairs import PairScorer, PairScores, count_tokens

@@ -75,8 +75,12 @@ def embed_texts(
     shard_rows: int = 1024,
     threads: int = 1,
 ) -> tuple[FloatArray, FloatArray]:
-    """Texts of items (n) and of queries (m) -> (n, dim) and (m, dim) float32, in order; `workers` processes share the work."""
+    """Texts of items (n) and of queries (m) -> (n, dim) and (m, dim) float32, in order.
+
+    Up to `workers` processes share the work, one for each `shard_rows` texts: it takes longer to start than to embed fewer.
+    """
     gpus, sides = gpus_per_worker(), (list(items), list(queries))
+    n_texts = len(items) + len(queries)
     dim = ray.get(ray.remote(num_gpus=gpus)(_read_dim).remote(name, dtype))
     ranges = [
         {"side": side, "start": r.start, "stop": r.stop}
@@ -86,7 +90,7 @@ def embed_texts(
     embedded = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
         _EmbedActor,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, -(-n_texts // shard_rows))),
         num_gpus=gpus,
         fn_constructor_kwargs={
             "name": name,
@@ -97,7 +101,6 @@ def embed_texts(
     )
     embeddings = tuple(np.empty((len(texts), dim), dtype=np.float32) for texts in sides)
     batches = embedded.iter_batches(batch_size=None, batch_format="numpy")
-    n_texts = sum(len(texts) for texts in sides)
     for batch in track(batches, total=n_texts, description="embed items and queries", size=lambda b: len(b["row"])):
         for side, found in enumerate(embeddings):
             chosen = batch["side"] == side

@@ -106,7 +106,7 @@ def _look(
     threads: int,
 ) -> None:
     """One pass of the encoder over the texts, the titles or both; writes the artifacts of all its views."""
-    layers = sorted({part.layer for part in missing})
+    layers, n_texts = sorted({part.layer for part in missing}), sum(map(len, texts.values()))
     ranges = [
         {"of_title": of_title, "start": r.start, "stop": r.stop}
         for of_title, side in texts.items()
@@ -115,7 +115,7 @@ def _look(
     looked = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
         _LayerActor,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(ranges))),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, -(-n_texts // SHARD_ROWS))),
         num_gpus=gpus_per_worker(),
         fn_constructor_kwargs={
             "encoder": encoder,
@@ -133,7 +133,7 @@ def _look(
         ]
         batches = looked.iter_batches(batch_size=None, batch_format="numpy")
         names = ", ".join(part.folder.name.rpartition("-")[0] for part in missing)
-        for batch in track(batches, sum(map(len, texts.values())), f"views {names}", size=lambda b: len(b["row"])):
+        for batch in track(batches, n_texts, f"views {names}", size=lambda b: len(b["row"])):
             for part, raw in zip(missing, raws, strict=True):
                 chosen = batch["of_title"] == part.of_title
                 raw[batch["row"][chosen]] = batch["views"][chosen, layers.index(part.layer)]

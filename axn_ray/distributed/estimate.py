@@ -9,7 +9,7 @@ import numpy as np
 import ray
 import torch
 
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.tokens import Int32Array

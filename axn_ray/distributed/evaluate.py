@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 
 from axn_ray.core.choice import Choice, list_trials
 from axn_ray.core.comparison import STOPS, MethodAt
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.evaluation import EvaluationPlan, Examination, evaluate_queries
 from axn_ray.core.methods import METHODS, Method, choose_methods, methods_for
 from axn_ray.distributed.cluster import split_evenly

@@ -19,7 +19,7 @@ from ray.data import ActorPoolStrategy
 from axn_ray.core.active_sampling import ActiveModel
 from axn_ray.core.artifact import MANIFEST, Manifest, check_replaceable, hash_json, locate_folder, seal
 from axn_ray.core.corpus import TEMPLATE, Queries
-from axn_ray.core.cross_encoder import CrossEncoderConfig, with_whole_path
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig, with_whole_path
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.known_scores import KnownScores
 from axn_ray.core.open_cross_encoder import open_cross_encoder

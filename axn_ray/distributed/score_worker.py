@@ -11,7 +11,7 @@ import torch
 
 from axn_ray.core.active_sampling import ActiveSpace, choose_actively
 from axn_ray.core.artifact import locate_folder
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.known_scores import KnownFirst, KnownScores
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.pairs import FloatArray, PairScorer

@@ -9,7 +9,7 @@ import ray.data
 import torch
 
 from axn_ray.core.corpus import Queries
-from axn_ray.core.cross_encoder import with_whole_path
+from axn_ray.core.cross_encoder_config import with_whole_path
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.score_formats import find_blank, format_trec_lines, write_stream_atomically
 from axn_ray.core.searcher import SearchConfig, Searcher

@@ -19,7 +19,8 @@ from axn_ray import sample
 from axn_ray.core import cross_encoder_training as training
 from axn_ray.core.artifact import Manifest, check_replaceable, hash_json, new_artifact
 from axn_ray.core.corpus import Items, Queries, read_items, read_queries
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.cross_encoder_training import CrossEncoderTrainingConfig
 from axn_ray.core.embedded_corpus import read_splits
 from axn_ray.core.models import MINILM

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from axn_ray.core.artifact import MANIFEST
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.score_store import Scores, load_scores, match_rows
 from axn_ray.distributed.evaluate import EvaluateConfig

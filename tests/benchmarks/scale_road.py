@@ -18,7 +18,8 @@ from sentence_transformers import SentenceTransformer
 
 from axn_ray import sample
 from axn_ray.core.corpus import read_items, read_queries
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.embedded_corpus import load_embedded_corpus
 from axn_ray.core.fitting import FactorizationConfig
 from axn_ray.core.models import MINILM, locate_model

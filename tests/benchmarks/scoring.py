@@ -23,7 +23,8 @@ from sentence_transformers import CrossEncoder as PeerCrossEncoder
 from axn_ray import sample
 from axn_ray.core.bert_engine import BertCpuEngine
 from axn_ray.core.corpus import read_items, read_queries
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, load_adapter_or_model
+from axn_ray.core.cross_encoder import CrossEncoder, load_adapter_or_model
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.core.engines import TorchEngine
 from axn_ray.core.pair_layout import PairLayout

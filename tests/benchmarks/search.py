@@ -16,7 +16,7 @@ import torch
 from axn_ray import sample
 from axn_ray.core.adaptive import run_search, search
 from axn_ray.core.corpus import read_items, read_queries
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.estimators import Ridge
 from axn_ray.core.index import ItemIndex, Retrieve, Retrieved
 from axn_ray.core.metrics import exact_top_k, recall_at_k

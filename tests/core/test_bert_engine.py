@@ -8,7 +8,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from axn_ray.core.bert_engine import BertCpuEngine, BertCpuForward, is_fast_bert
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.engines import TorchEngine
 
 CPU = torch.device("cpu")

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from axn_ray.core.causal_cross_encoder import CausalCrossEncoder
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.prompt import QWEN3_INSTRUCTION, QWEN3_TEMPLATE
 from axn_ray.errors import InputError, ModelError

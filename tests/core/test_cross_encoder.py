@@ -14,7 +14,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, with_whole_path
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig, with_whole_path
 from axn_ray.core.pairs import TextPairScorer
 from axn_ray.errors import InputError, ModelError
 

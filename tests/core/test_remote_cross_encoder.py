@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from axn_ray.core import remote_cross_encoder
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from axn_ray.core.remote_apis import to_logits
 from axn_ray.core.remote_cross_encoder import RemoteCrossEncoder

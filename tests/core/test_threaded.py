@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.threaded import ThreadedScorer, split_by_tokens
 from axn_ray.errors import InputError, ModelError
 

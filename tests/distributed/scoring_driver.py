@@ -9,6 +9,7 @@ from axn_ray.core.corpus import Items, Queries
 from axn_ray.core.embedded_corpus import EmbeddedCorpus
 from axn_ray.distributed.cluster import join_cluster
 from axn_ray.distributed.score import ScoreConfig, score
+from tests.distributed.scorers import Slow
 
 WORDS = "run walk close open bank dog house river slow fast eat drink speak shut move stand".split()
 
@@ -29,6 +30,14 @@ def make_config(scorer="Slow", **settings):
     """Every pair, 50 shards."""
     given = {"choice": "all", "shard_pairs": 600, "workers": 2, "random_share": 0.0, "active_share": 0.0, **settings}
     return ScoreConfig(cross_encoder=f"python:tests.distributed.scorers:{scorer}", **given)
+
+
+def score_slowly(corpus):
+    """What `Slow` gives for every pair (queries, items), without Ray: the slow twin, which does not wait."""
+    scorer = Slow()
+    scorer.seconds = 0
+    rows = [scorer.score_texts([text] * len(corpus.items), corpus.items.full_texts) for text in corpus.queries.texts]
+    return np.array(rows, dtype=np.float32)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from axn_ray.errors import ArtifactError, FitError, InputError
 from tests.distributed.killing import kill_one_worker
 from tests.distributed.students import make_student
 
-CONFIG = DistillConfig(epochs=60, queries_per_step=4, items_per_query=6, learning_rate=2e-3, threads=1)
+CONFIG = DistillConfig(epochs=100, queries_per_step=4, items_per_query=6, learning_rate=2e-3, threads=1)
 ITEMS = ["the tree of words", "the night of words"]
 
 
@@ -40,6 +40,14 @@ def world(tmp_path_factory, ray_session, tiny_cross_encoder):
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """What one undisturbed worker ships, its storage, and its counts."""
+    folder = tmp_path_factory.mktemp("trained")
+    counts = distill(CONFIG, world / "embeddings", world / "scores", folder / "out", folder / "storage")
+    return folder / "out", folder / "storage", counts
+
+
 def agreement(world, dual_encoder):
     """Mean correlation of a query's inner products with its observed scores."""
     corpus, observed = load_scores(world / "scores"), DualEncoder(dual_encoder, "float32")
@@ -54,47 +62,45 @@ def agreement(world, dual_encoder):
     return float(np.mean(found))
 
 
-def test_what_it_ships_has_learned_the_scores_on_any_number_of_workers(world, tmp_path):
-    at = world / "embeddings", world / "scores"
-    counts = distill(CONFIG, *at, tmp_path / "one", tmp_path / "storage")
-    assert (counts["queries"], counts["step"]) == (12, 180)
-    manifest = read_manifest(tmp_path / "one", "dual_encoder")
-    check_files(tmp_path / "one", manifest)
-    distill(CONFIG.model_copy(update={"workers": 2}), *at, tmp_path / "two", tmp_path / "storage two")
+def test_what_it_ships_has_learned_the_scores_on_any_number_of_workers(world, trained, tmp_path):
+    one, _, counts = trained
+    assert (counts["queries"], counts["step"]) == (12, 300)
+    check_files(one, read_manifest(one, "dual_encoder"))
+    config = CONFIG.model_copy(update={"workers": 2})
+    distill(config, world / "embeddings", world / "scores", tmp_path / "two", tmp_path / "storage")
     before = agreement(world, str(world / "student"))
-    assert min(agreement(world, str(tmp_path / name)) for name in ("one", "two")) > before + 0.3
+    assert min(agreement(world, str(place)) for place in (one, tmp_path / "two")) > before + 0.3
 
     # The embed stage takes it, and the folder's place is kept as an absolute path.
     files = {"items": world / "items.parquet", "queries": world / "queries.parquet"}
-    corpus = embed(EmbedConfig(**files, dual_encoder=str(tmp_path / "one"), dtype="float32"), tmp_path / "embeddings")
-    expected = DualEncoder(str(tmp_path / "one"), "float32").embed_items(corpus.items.full_texts)
+    corpus = embed(EmbedConfig(**files, dual_encoder=str(one), dtype="float32"), tmp_path / "embeddings")
+    expected = DualEncoder(str(one), "float32").embed_items(corpus.items.full_texts)
     np.testing.assert_allclose(corpus.item_embeddings, expected, atol=1e-5)
-    assert corpus.dual_encoder == str((tmp_path / "one").resolve())
+    assert corpus.dual_encoder == str(one.resolve())
 
 
-def test_the_same_storage_goes_on_where_it_was_left(world, tmp_path):
-    at, config = (world / "embeddings", world / "scores"), CONFIG.model_copy(update={"epochs": 20})
-    counts = distill(config, *at, tmp_path / "one", tmp_path / "storage")
-    again = distill(config, *at, tmp_path / "again", tmp_path / "storage")  # nothing is left to do
+def test_the_same_storage_goes_on_where_it_was_left(world, trained, tmp_path):
+    before, storage, counts = trained
+    again = distill(CONFIG, world / "embeddings", world / "scores", tmp_path / "again", storage)  # nothing is left to do
     assert again == counts
-    one, two = (DualEncoder(str(tmp_path / name), "float32").embed_items(["the tree"]) for name in ("one", "again"))
+    one, two = (DualEncoder(str(place), "float32").embed_items(["the tree"]) for place in (before, tmp_path / "again"))
     np.testing.assert_array_equal(one, two)
 
 
-def test_a_killed_worker_and_a_new_driver_lose_no_step(world, tmp_path):
-    at, config = (world / "embeddings", world / "scores"), CONFIG.model_copy(update={"epochs": 100})
+def test_a_killed_worker_and_a_new_driver_lose_no_step(world, trained, tmp_path):
+    at, (undisturbed, _, counts) = (world / "embeddings", world / "scores"), trained
     storage, kept, killed = tmp_path / "storage", tmp_path / "kept", []
     killer = threading.Thread(target=kill_one_worker, args=(storage, kept, killed), daemon=True)
     killer.start()
-    broken = distill(config, *at, tmp_path / "broken", storage)
+    broken = distill(CONFIG, *at, tmp_path / "broken", storage)
     killer.join()
     assert killed == [1]
     done = min(torch.load(path, weights_only=True)["step"] for path in kept.glob("*/checkpoint_*/state.pt"))
     assert 50 <= done < 300
-    again = distill(config, *at, tmp_path / "again", kept)
-    unbroken = distill(config, *at, tmp_path / "unbroken", tmp_path / "other storage")
-    assert broken == again == unbroken
-    one, two, three = (DualEncoder(str(tmp_path / n), "float32").embed_items(ITEMS) for n in ("unbroken", "broken", "again"))
+    again = distill(CONFIG, *at, tmp_path / "again", kept)
+    assert broken == again == counts
+    places = undisturbed, tmp_path / "broken", tmp_path / "again"
+    one, two, three = (DualEncoder(str(place), "float32").embed_items(ITEMS) for place in places)
     np.testing.assert_allclose(two, one, atol=1e-5)
     np.testing.assert_allclose(three, one, atol=1e-5)
 

@@ -22,16 +22,26 @@ def items():
     return Items(tuple(f"i{n}" for n in range(60)), tuple(text.split()[0] for text in texts), texts)
 
 
-@pytest.fixture
-def embedded(ray_session, items, tiny_cross_encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD_ROWS", 16)
-    models = {"de": MINILM, "ce": str(tiny_cross_encoder)}
-    return embed_views(items, VIEWS, models, tmp_path, workers=2), models
+@pytest.fixture(scope="module", autouse=True)
+def small_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SHARD_ROWS", 16)
+        yield
 
 
-def test_views_equal_one_process(embedded, items):
-    places, models = embedded
-    for view, place in zip(VIEWS, places, strict=True):
+@pytest.fixture(scope="module")
+def models(tiny_cross_encoder):
+    return {"de": MINILM, "ce": str(tiny_cross_encoder)}
+
+
+@pytest.fixture(scope="module")
+def embedded(ray_session, items, models, tmp_path_factory):
+    """The views in a folder of their own, which no test changes."""
+    return embed_views(items, VIEWS, models, tmp_path_factory.mktemp("views"), workers=2)
+
+
+def test_views_equal_one_process(embedded, items, models):
+    for view, place in zip(VIEWS, embedded, strict=True):
         encoder = LayerEncoder(view.encoder, models[view.encoder])
         raw = encoder.embed(view.texts(items), [encoder.read_layer(view)])[:, 0]
         centred = raw - raw.mean(axis=0)
@@ -41,11 +51,11 @@ def test_views_equal_one_process(embedded, items):
         check_files(place, manifest)
         assert manifest.made_from["items"] == items.fingerprint
         assert place.name.startswith(f"{view.name}-")
-    assert {path for path in places[0].parent.rglob(".*")} == set()
+    assert {path for path in embedded[0].parent.rglob(".*")} == set()
 
 
-def test_what_is_there_is_not_made_again_and_another_model_gets_its_own(embedded, items, tiny_cross_encoder, tmp_path):
-    places, models = embedded
+def test_what_is_there_is_not_made_again_and_another_model_gets_its_own(embedded, items, models, tmp_path):
+    places = [shutil.copytree(place, tmp_path / place.name) for place in embedded]
     before = [(place / "manifest.json").stat().st_mtime_ns for place in places]
     assert embed_views(items, VIEWS, models, tmp_path, workers=2) == places
     assert [(place / "manifest.json").stat().st_mtime_ns for place in places] == before

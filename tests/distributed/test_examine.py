@@ -42,6 +42,13 @@ def folder(corpus, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def truth(ray_session, corpus, folder):
+    """Exact scores of the test queries, which no test changes."""
+    score(corpus, ScoreConfig(cross_encoder=SCORER, split="test", choice="all"), folder / "truth")
+    return folder / "truth"
+
+
 def test_settings_are_chosen_on_dev_queries_and_judged_on_test_queries(ray_session, folder):
     embeddings = folder / "embeddings"
     tried = examine(EvaluateConfig(**PLAN, choose=True), embeddings, None, {}, folder / "dev")
@@ -76,18 +83,17 @@ def load(folder):
     return load_embedded_corpus(folder / "embeddings")
 
 
-def test_the_splits_are_held_apart(ray_session, folder):
+def test_the_splits_are_held_apart(folder, truth):
     embeddings, small = folder / "embeddings", {**PLAN, "methods": ["rnr_de"], "budgets": [4]}
-    for split in ("dev", "test"):
-        score(load(folder), ScoreConfig(cross_encoder=SCORER, split=split, choice="all"), folder / split / "scores")
+    score(load(folder), ScoreConfig(cross_encoder=SCORER, split="dev", choice="all"), folder / "truth of dev")
     with pytest.raises(InputError, match="holds 4 dev queries, methods are judged on test queries; score --split test, or add"):
-        examine(EvaluateConfig(**small), embeddings, folder / "dev/scores", {}, folder / "none")
+        examine(EvaluateConfig(**small), embeddings, folder / "truth of dev", {}, folder / "none")
     with pytest.raises(InputError, match="holds 4 test queries, settings are chosen on dev queries; score --split dev, or drop"):
-        examine(EvaluateConfig(**small, choose=True), embeddings, folder / "test/scores", {}, folder / "none")
-    examine(EvaluateConfig(**small, choose=True), embeddings, folder / "dev/scores", {}, folder / "chosen")
+        examine(EvaluateConfig(**small, choose=True), embeddings, truth, {}, folder / "none")
+    examine(EvaluateConfig(**small, choose=True), embeddings, folder / "truth of dev", {}, folder / "chosen")
     with pytest.raises(InputError, match="exclude each other; choose on dev queries, judge on test queries"):
         plan = EvaluateConfig(**small, choose=True)
-        examine(plan, embeddings, folder / "dev/scores", {}, folder / "none", choice=folder / "chosen")
+        examine(plan, embeddings, folder / "truth of dev", {}, folder / "none", choice=folder / "chosen")
     other = ScoreConfig(cross_encoder="python:tests.distributed.scorers:Fast", split="test", choice="all")
     score(load(folder), other, folder / "other")
     with pytest.raises(ArtifactError, match="was made from other cross_encoder"):
@@ -109,15 +115,14 @@ def save(corpus, folder):
     return folder
 
 
-def test_queries_that_the_corpus_lacks_or_has_with_another_text_are_refused(ray_session, folder, corpus, tmp_path):
-    score(corpus, ScoreConfig(cross_encoder=SCORER, split="test", choice="all"), tmp_path / "truth")
+def test_queries_that_the_corpus_lacks_or_has_with_another_text_are_refused(corpus, truth, tmp_path):
     for ids, texts, message in (
         (corpus.queries.ids, tuple(f"other {n}" for n in range(12)), "the text of query 'q2' has changed since it was scored"),
         (tuple(f"x{n}" for n in range(12)), corpus.queries.texts, "the scores hold query 'q2', the embeddings do not"),
     ):
         other = save(replace(corpus, queries=Queries(ids, texts)), tmp_path / f"embeddings {ids[0]}")
         with pytest.raises(ArtifactError, match=message):
-            examine(EvaluateConfig(**PLAN), other, tmp_path / "truth", {}, tmp_path / "out")
+            examine(EvaluateConfig(**PLAN), other, truth, {}, tmp_path / "out")
 
 
 def test_what_may_not_be_overwritten_is_named_before_anything_is_scored(folder, tmp_path):

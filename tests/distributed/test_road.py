@@ -147,7 +147,7 @@ def test_jobs_submitted_to_a_started_cluster_with_a_token(started_cluster, tmp_p
     stages = [
         f"embed --world adj.ppl --train-queries 20 --out {tmp_path}/embeddings",
         f"score --embeddings {tmp_path}/embeddings --per-query 20 --out {tmp_path}/scores",
-        f"factorize --embeddings {tmp_path}/embeddings --scores {tmp_path}/scores --method bayes --out {tmp_path}/bayes",
+        f"factorize --embeddings {tmp_path}/embeddings --scores {tmp_path}/scores --views ce --out {tmp_path}/bayes",
     ]
     entrypoint = " && ".join(f"{sys.executable} -m jobs.{stage}" for stage in stages)
     begun = time.monotonic()

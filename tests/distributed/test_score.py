@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -37,13 +39,21 @@ def corpus():
     return EmbeddedCorpus(items, queries, splits, unit(rng, 40), unit(rng, 12), "given")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(tiny_cross_encoder):
     return ScoreConfig(cross_encoder=str(tiny_cross_encoder), dtype="float32", per_query=5, shard_pairs=10, **NEAREST)
 
 
-def test_equals_one_process_on_the_nearest_items(ray_session, corpus, config, tmp_path):
-    scores = score(corpus, config, tmp_path / "scores")
+@pytest.fixture(scope="module")
+def whole(ray_session, corpus, config, tmp_path_factory):
+    """A finished folder, which no test changes."""
+    out = tmp_path_factory.mktemp("whole") / "scores"
+    stage.score(corpus, config, out)
+    return out
+
+
+def test_equals_one_process_on_the_nearest_items(corpus, config, whole):
+    scores = load_scores(whole)
     rows = corpus.rows_of("train")
     cross_encoder = CrossEncoder(config)
     nearest, _ = top_k(corpus.item_embeddings, corpus.query_embeddings[rows], 5)
@@ -56,38 +66,35 @@ def test_equals_one_process_on_the_nearest_items(ray_session, corpus, config, tm
         np.testing.assert_allclose(observed, expected, atol=1e-5)
 
 
-def test_a_cut_off_run_goes_on_and_redoes_only_what_is_bad(ray_session, corpus, config, tmp_path):
-    whole = score(corpus, config, tmp_path / "whole")
-    out = tmp_path / "scores"
-    score(corpus, config, out)
+def test_a_cut_off_run_goes_on_and_redoes_only_what_is_bad(corpus, config, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "scores")
     (out / "manifest.json").unlink()
     shard_path(out, 0).unlink()
     cut = shard_path(out, 1)
     cut.write_bytes(cut.read_bytes()[:-7])
     kept = shard_path(out, 2).stat().st_mtime_ns
-    again = score(corpus, config, out)
+    again, once = score(corpus, config, out), load_scores(whole)
     assert shard_path(out, 2).stat().st_mtime_ns == kept
     for mine, theirs in zip(
         (again.matrix.indptr, again.matrix.item_index, again.matrix.scores),
-        (whole.matrix.indptr, whole.matrix.item_index, whole.matrix.scores),
+        (once.matrix.indptr, once.matrix.item_index, once.matrix.scores),
         strict=True,
     ):
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_scores_of_another_setting_are_never_mixed_in(ray_session, corpus, config, tmp_path):
-    score(corpus, config, tmp_path / "scores")
+def test_scores_of_another_setting_are_never_mixed_in(corpus, config, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "scores")
     with pytest.raises(ArtifactError, match="made with the fingerprint .* this run has"):
-        score(corpus, config.model_copy(update={"max_length": 16}), tmp_path / "scores")
-    assert load_scores(tmp_path / "scores").matrix.n_observed == 40
+        score(corpus, config.model_copy(update={"max_length": 16}), out)
+    assert load_scores(out).matrix.n_observed == 40
 
 
-def test_every_item_for_exact_truth(ray_session, corpus, config, tmp_path):
+def test_every_item_for_exact_truth(corpus, config, whole, tmp_path):
     truth = score(corpus, config.model_copy(update={"split": "test", "choice": "all"}), tmp_path / "truth")
     assert truth.dense().shape == (4, 40)
-    partial = score(corpus, config, tmp_path / "partial")
     with pytest.raises(ArtifactError, match="40 of 320 pairs are scored"):
-        partial.dense()
+        load_scores(whole).dense()
 
 
 def test_a_few_queries_with_every_item(ray_session, corpus, config, tmp_path):
@@ -123,9 +130,8 @@ def test_a_missing_model_is_one_error_and_leaves_nothing(ray_session, corpus, co
     assert not (tmp_path / "scores").exists()
 
 
-def test_a_damaged_shard_is_named(ray_session, corpus, config, tmp_path):
-    out = tmp_path / "scores"
-    score(corpus, config, out)
+def test_a_damaged_shard_is_named(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "scores")
     shard_path(out, 3).write_bytes(b"PAR1")
     with pytest.raises(ArtifactError, match="has a damaged file"):
         load_scores(out)

@@ -12,6 +12,7 @@ from axn_ray.in_process import AxnSearcher
 from tests.serve_app.conftest import KNOWN, make_index
 
 PICKY = "python:tests.serve_app.scorers:Picky"
+ONE = ["--workers", 1]  # takes both shards of queries
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,9 @@ def test_half_a_command_is_one_sentence(axn, folder, arguments, said):
 
 
 def test_a_search_that_cannot_be_made_leaves_no_file(axn, folder, tmp_path):
-    code, output = axn("--queries", folder / "queries.parquet", "--out", tmp_path / "run", *index_of(folder), "--budget", 61)
+    code, output = axn(
+        "--queries", folder / "queries.parquet", "--out", tmp_path / "run", *index_of(folder), "--budget", 61, *ONE
+    )
     assert code == 1
     assert "budget=61 exceeds the 60 items in the index" in output
     assert not (tmp_path / "run").exists()
@@ -77,7 +80,7 @@ def test_a_search_that_cannot_be_made_leaves_no_file(axn, folder, tmp_path):
 def test_workers_in_another_directory_find_what_is_named_from_here(axn, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     index = ["--embeddings", "embeddings", "--factorization", "bayes"]
-    code, output = axn("--queries", "queries.parquet", "--out", tmp_path / "run", *index, "--budget", 12)
+    code, output = axn("--queries", "queries.parquet", "--out", tmp_path / "run", *index, "--budget", 12, *ONE)
     assert code == 0, output
 
 
@@ -90,7 +93,7 @@ def test_an_id_that_no_run_can_hold_is_refused_before_any_call(axn, folder, tmp_
 
 def test_items_that_cannot_be_scored_are_counted_and_named(axn, folder, tmp_path):
     """Six of the sixty items have `twice` in them."""
-    settings = ["--budget", 60, "--rounds", 3, "--top-k", 60]
+    settings = ["--budget", 60, "--rounds", 3, "--top-k", 60, *ONE]
     code, output = axn(
         "--queries", folder / "queries.parquet", "--out", tmp_path / "run", *index_of(folder), *settings, cross_encoder=PICKY
     )

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from axn_ray.core.artifact import check_files, read_manifest
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.distributed.train_cross_encoder import TrainCrossEncoderConfig, train_cross_encoder
 from tests.distributed.students import make_student
 

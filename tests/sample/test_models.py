@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from axn_ray import sample
 from axn_ray.core.artifact import check_files, read_manifest
 from axn_ray.core.corpus import read_items, read_queries
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig, load_adapter_or_model
+from axn_ray.core.cross_encoder import CrossEncoder, load_adapter_or_model
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.models import MINILM
 from axn_ray.core.score_store import load_scores
 

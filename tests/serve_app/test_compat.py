@@ -6,7 +6,7 @@ import cohere
 import numpy as np
 import pytest
 
-from axn_ray.core.cross_encoder import CrossEncoderConfig
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.open_cross_encoder import open_cross_encoder
 from tests.serve_app.scorers import known_score
 

@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from axn_ray.core.cross_encoder import CrossEncoder, CrossEncoderConfig
+from axn_ray.core.cross_encoder import CrossEncoder
+from axn_ray.core.cross_encoder_config import CrossEncoderConfig
 from axn_ray.core.pairs import PairScorer, TextPairScorer, count_tokens, gather_texts
 from axn_ray.errors import ModelError
 from serve_app.pair_queue import PairQueue, Pairs, QueueFullError
