@@ -154,6 +154,7 @@ class BertCpuForward:
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self._encoder = _Encoder(model.float().eval(), dtype)
+        model.encoder = torch.nn.Module()  # the layers' weights are kept once
 
     @torch.inference_mode()
     def __call__(
