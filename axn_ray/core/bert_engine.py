@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 
 Int64Array = npt.NDArray[np.int64]
-TOKENS, ROWS, TEXT_ROWS = 64, 16, 8  # the last of texts that are read alone, a query perhaps: its tokens are few
-FEW = 512  # tokens up to which a batch is filled up to a multiple of rows; oneDNN keeps some hundred products at a time
+TOKENS, ROWS, TEXT_ROWS = 64, 16, 8  # what a batch is filled up to a multiple of: many tokens, few of pairs, few of lone texts
+FEW = 512  # tokens up to which they are few; oneDNN keeps some hundred products at a time
 
 
 def is_fast_bert(model: Any, dtype: torch.dtype, device: torch.device, kind: str = "BertForSequenceClassification") -> bool:
